@@ -140,7 +140,7 @@ def simulated(sizes: Sizes, settings: AdmissionConfig) -> Iterator[Row]:
         day = FIRST_DAY + timedelta(days=night)
         began = time.perf_counter()
         ids.grow(len(shown_I), settings.fallback_rows)
-        ids.see(seen, shown_I[seen], day)
+        ids.add_counts(seen, shown_I[seen], day)
         turnover = ids.admit(settings, day)
         seconds = time.perf_counter() - began
         shown_I = log.counts(night + 1)

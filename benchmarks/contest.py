@@ -15,7 +15,7 @@ from sidestack.infra.distributed import ALONE
 from sidestack.infra.manifest import is_committed
 from sidestack.infra.stage import StageRun, run_stage
 from sidestack.infra.tracking import RunLog
-from sidestack.pipelines.compare import compared
+from sidestack.pipelines.compare import compare_arms
 from sidestack.pipelines.prepare.config import PrepareConfig
 from sidestack.pipelines.prepare.stage import prepare
 from sidestack.pipelines.report.arms import arms_of, input_name
@@ -84,7 +84,7 @@ class Contest:
             inputs |= trained
         arms = arms_of(inputs, REFERENCE)
         curves = {name: [read_curves(path) for path in paths] for name, paths in arms.items()}
-        return compared(StageRun(CompareConfig(), inputs, self._folder, ALONE, RunLog(None)), arms, curves)
+        return compare_arms(StageRun(CompareConfig(), inputs, self._folder, ALONE, RunLog(None)), arms, curves)
 
     def _train(self, prepared: Path, replicate: int, seed: int) -> None:
         """Train encoders and arms from one seed."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from sidestack.benchmarks.events import NUM_ITEMS, write_events
-from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.goals import PageTable, goal, publish_tables
 from sidestack.benchmarks.record import Row, results_folder
 from sidestack.benchmarks.timing import Spread
 from sidestack.infra.impressions import all_columns, read_impressions
@@ -49,7 +49,7 @@ def main() -> None:
     publish_tables("disk", "Bytes an impression", WORDS, [table], goals, packages=["pyarrow"], out=out)
 
 
-def disk(dataset: Dataset, folder: Path) -> tuple[Measured, Sequence[Row]]:
+def disk(dataset: Dataset, folder: Path) -> tuple[PageTable, Sequence[Row]]:
     """Write a dataset's impressions as flat tables into a folder, and count bytes by column."""
     tables = ["requests", "events", "labels"]
     tables += [one.table(name, base) for name, one in dataset.snapshot.sids.items() for base in one.columns]
@@ -71,7 +71,7 @@ def disk(dataset: Dataset, folder: Path) -> tuple[Measured, Sequence[Row]]:
         goal("version 1 / now, bytes an impression", Spread(*[of_version_1] * 3), 1 / 0.6),
         goal("flat / now, bytes an impression", Spread(*[of_flat] * 3), 1 / 0.6),
     ]
-    return Measured("On disk", WORDS, found, {"column": "", **dict.fromkeys(LAYOUTS, ",.2f")}), goals
+    return PageTable("On disk", WORDS, found, {"column": "", **dict.fromkeys(LAYOUTS, ",.2f")}), goals
 
 
 def write_flat(dataset: Dataset, folder: Path) -> list[Path]:

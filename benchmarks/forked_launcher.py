@@ -20,7 +20,7 @@ from typing import NamedTuple
 from torchx.specs import AppDef
 
 from sidestack.infra.errors import StageError
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.jobs import Work
 
 _STAGES = get_context("forkserver")
@@ -33,7 +33,7 @@ LOG_FILE = "log.txt"
 CPU_FILE = "cpu_seconds.txt"
 
 
-class Forked(NamedTuple):
+class ForkedStage(NamedTuple):
     """A running stage: its name, its process, its log file, and the time at which it is killed."""
 
     label: str
@@ -46,18 +46,18 @@ class ForkedLauncher:
     """A launcher like `pipelines.launch.Launcher`, for stages of one rank on this machine.
 
     Attributes:
-        is_told: whether a stage's start is printed.
+        logs_starts: whether a stage's start is printed.
     """
 
-    def __init__(self, is_told: bool = False) -> None:
-        self.is_told = is_told
-        self._under_way: list[Forked] = []
+    def __init__(self, logs_starts: bool = False) -> None:
+        self.logs_starts = logs_starts
+        self._under_way: list[ForkedStage] = []
 
-    def attach(self, work: Work) -> Forked | None:
+    def attach(self, work: Work) -> ForkedStage | None:
         """Return None: there are no running stages to attach to, because stages end with the driver."""
         return None
 
-    def start(self, work: Work, app: AppDef) -> Forked:
+    def start(self, work: Work, app: AppDef) -> ForkedStage:
         """Fork a stage; its output goes to one file in `work.rank_logs`, and the CPU seconds it took to another."""
         module, arguments = stage_command(app)
         work.rank_logs.mkdir(parents=True, exist_ok=True)
@@ -65,13 +65,13 @@ class ForkedLauncher:
         log = work.rank_logs / LOG_FILE
         process = _STAGES.Process(target=_run, args=(module, arguments, environment, str(log)))
         process.start()
-        if self.is_told:
-            say(work.label, "starts")
-        job = Forked(work.label, process, log, time.monotonic() + work.limit_s)
+        if self.logs_starts:
+            log_line(work.label, "starts")
+        job = ForkedStage(work.label, process, log, time.monotonic() + work.limit_s)
         self._under_way.append(job)
         return job
 
-    def has_succeeded(self, job: Forked) -> bool:
+    def has_succeeded(self, job: ForkedStage) -> bool:
         """Return whether a stage has succeeded; False: it is still running.
 
         Raises:
@@ -88,7 +88,7 @@ class ForkedLauncher:
             raise StageError("\n".join([f"[{job.label}] ended with status {job.process.exitcode}:", *lines]))
         return True
 
-    def cancel(self, job: Forked) -> None:
+    def cancel(self, job: ForkedStage) -> None:
         """End a stage."""
         if job.process.is_alive() and job.process.pid is not None:
             os.kill(job.process.pid, signal.SIGKILL)
@@ -96,7 +96,7 @@ class ForkedLauncher:
         if job in self._under_way:
             self._under_way.remove(job)
 
-    def leave(self, job: Forked) -> None:
+    def leave(self, job: ForkedStage) -> None:
         """End a stage, because it cannot outlive its driver."""
         self.cancel(job)
 

@@ -22,7 +22,7 @@ def goal(what: str, ratio: Spread, at_least: float, threads: int | None = None) 
     }
 
 
-class Measured(NamedTuple):
+class PageTable(NamedTuple):
     """One table of a page: its heading and text, its rows, and their columns (name -> format)."""
 
     heading: str
@@ -61,7 +61,7 @@ def publish_tables(
     name: str,
     title: str,
     words: str,
-    tables: Sequence[Measured],
+    tables: Sequence[PageTable],
     goals: Sequence[Row],
     *,
     packages: Sequence[str] = (),

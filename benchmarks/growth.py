@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sidestack.benchmarks.events import IMPRESSIONS
-from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.goals import PageTable, goal, publish_tables
 from sidestack.benchmarks.items import ALONE, CATEGORIES, DIM, write_encoder
 from sidestack.benchmarks.record import Row, results_folder
 from sidestack.benchmarks.timing import Spread, threads
@@ -92,8 +92,8 @@ def main() -> None:
         if arguments.dataset is not None:
             layouts += layout_rows(arguments.dataset.name, read_dataset(arguments.dataset), Path(folder) / "given")
     tables = [
-        Measured("A day added", GROWTH_WORDS, rows, GROWTH_COLUMNS),
-        Measured("Bytes an impression", LAYOUT_WORDS, layouts, LAYOUT_COLUMNS),
+        PageTable("A day added", GROWTH_WORDS, rows, GROWTH_COLUMNS),
+        PageTable("Bytes an impression", LAYOUT_WORDS, layouts, LAYOUT_COLUMNS),
     ]
     publish_tables("growth", "A log that grows", WORDS, tables, goals(rows), packages=["pyarrow"], out=out)
 

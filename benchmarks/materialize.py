@@ -80,7 +80,7 @@ class Stage:
 def measured(folder: Path, sizes: Sizes) -> list[dict[str, Any]]:
     """Measure in turns with fewer rows, then the stage once with more rows."""
     write_encoder(folder / "encoder", EncoderConfig())
-    few, times = _in_turns(folder, sizes)
+    few, times = _measure_in_turns(folder, sizes)
     write_items(folder / "many", sizes.many)
     many = run_stage(folder, "many")
     rows = [_row(name, sizes.few, times.rate(name)) for name in BOUNDS]
@@ -100,7 +100,7 @@ def measured(folder: Path, sizes: Sizes) -> list[dict[str, Any]]:
     ]
 
 
-def _in_turns(folder: Path, sizes: Sizes) -> tuple[list[Stage], Times]:
+def _measure_in_turns(folder: Path, sizes: Sizes) -> tuple[list[Stage], Times]:
     """Run in turns the stage, reading and writing alone, and the network alone."""
     write_items(folder / "few", sizes.few)
     bundle = load_bundle(folder / "encoder", ALONE.device)

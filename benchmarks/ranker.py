@@ -23,7 +23,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from sidestack.benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
-from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.goals import PageTable, goal, publish_tables
 from sidestack.benchmarks.golden_example import golden_batch, golden_dlrm, golden_pipeline, our_network, our_pipeline
 from sidestack.benchmarks.record import Row, results_folder
 from sidestack.benchmarks.timing import (
@@ -49,7 +49,7 @@ from sidestack.benchmarks.trial import (
     training_split,
 )
 from sidestack.infra.config import plain, to_yaml
-from sidestack.infra.distributed import World, started
+from sidestack.infra.distributed import World, process_group
 from sidestack.infra.impressions import columns_by_table
 from sidestack.infra.parquet import RowGroup, row_groups
 from sidestack.infra.prefetch import prefetched
@@ -147,7 +147,7 @@ def main() -> None:
     sizes = QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory(prefix="sidestack-ranker-") as folder:
         dataset = write_events(Path(folder), sizes.days, sizes.items, arguments.impressions)
-        with threads(1), started() as world:
+        with threads(1), process_group() as world:
             parts = [measure(dataset, world, sizes) for measure in (reading, step_parts, arms, golden, ladder)]
         if sizes.ranks:
             parts.append(by_ranks(dataset, sizes, Path(folder)))
@@ -157,7 +157,7 @@ def main() -> None:
     publish_tables("ranker", "The ranker's speed", WORDS, tables, goals, packages=packages, out=out)
 
 
-Part = tuple[Measured, Sequence[Row]]
+Part = tuple[PageTable, Sequence[Row]]
 
 
 def reading(dataset: Dataset, world: World, sizes: Sizes) -> Part:
@@ -175,7 +175,7 @@ def reading(dataset: Dataset, world: World, sizes: Sizes) -> Part:
         times = take_turns(contestants, sizes.rounds)
         rows += [{"arm": arm, "what": name, **rates(times.rate(name))} for name in contestants]
         goals.append(goal(f"reader / scan, {arm}", times.ratio("reader", "scan"), 0.6))
-    return Measured("Reading", READER_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
+    return PageTable("Reading", READER_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
 
 
 def scan(split: Split, epochs: int, threads: int = 1) -> None:
@@ -228,7 +228,7 @@ def step_parts(dataset: Dataset, world: World, sizes: Sizes) -> Part:
         goal(f"step without waiting for data / step, {arm}", Spread(*[1 - share] * 3), 1 - WAIT_GOAL)
         for arm, share in waits.items()
     ]
-    return Measured("A step", PARTS_WORDS, rows, {"part": "", **dict.fromkeys(ARMS, ".2f")}), goals
+    return PageTable("A step", PARTS_WORDS, rows, {"part": "", **dict.fromkeys(ARMS, ".2f")}), goals
 
 
 def arms(dataset: Dataset, world: World, sizes: Sizes) -> Part:
@@ -245,7 +245,7 @@ def arms(dataset: Dataset, world: World, sizes: Sizes) -> Part:
             goal(f"side / none, samples a second, {network} network", times.ratio("side", "none"), 0.98),
             goal(f"side / sid_ngram, samples a second, {network} network", times.ratio("side", "sid_ngram"), 1),
         ]
-    return Measured("Training", ARMS_WORDS, rows, {"network": "", "arm": "", **RATES, "flops_a_row": ",.0f"}), goals
+    return PageTable("Training", ARMS_WORDS, rows, {"network": "", "arm": "", **RATES, "flops_a_row": ",.0f"}), goals
 
 
 def trained_in_turns(trials: dict[str, Trial], sizes: Sizes, two_threads: str = "") -> Times:
@@ -300,7 +300,7 @@ def golden(dataset: Dataset, world: World, sizes: Sizes) -> Part:
         ("ours", "golden example"),
     ]
     goals = [goal(f"{name} / {of}", times.ratio(name, of), 1) for name, of in pairs]
-    return Measured(
+    return PageTable(
         "Beside torchrec's golden example", GOLDEN_WORDS, rows, {"what": "", **RATES, "flops_a_row": ",.0f"}
     ), goals
 
@@ -338,7 +338,7 @@ def ladder(dataset: Dataset, world: World, sizes: Sizes) -> Part:
         ratio = times.ratio(name, everything)._asdict()
         rows.append({"what": name, **rates(times.rate(name))} | {f"times_{key}": x for key, x in ratio.items()})
     columns = {"what": "", **RATES, **dict.fromkeys(("times_median", "times_low", "times_high"), ".2f")}
-    return Measured("What each thing gives", LADDER_WORDS, rows, columns), []
+    return PageTable("What each thing gives", LADDER_WORDS, rows, columns), []
 
 
 def use_unpooled_kernels(trial: Trial) -> None:
@@ -365,7 +365,7 @@ def by_ranks(dataset: Dataset, sizes: Sizes, folder: Path) -> Part:
         rows.append({"ranks": ranks} | {name: summary[name] for name in ("samples_per_second", "data_wait_share")})
         shutil.rmtree(out)
     columns = {"ranks": "d", "samples_per_second": ",.0f", "data_wait_share": ".2%"}
-    return Measured("Ranks", RANKS_WORDS, rows, columns), []
+    return PageTable("Ranks", RANKS_WORDS, rows, columns), []
 
 
 if __name__ == "__main__":

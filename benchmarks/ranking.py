@@ -35,7 +35,7 @@ from sidestack.benchmarks.record import (
 from sidestack.benchmarks.scoring_server import Program, ScoringServer, resident_mib, serving
 from sidestack.benchmarks.serving import percentiles
 from sidestack.infra.scoring_app import load_answers
-from sidestack.infra.sealed import unsealed
+from sidestack.infra.sealed import unseal
 from sidestack.ranker.serving.config import MODEL_FOLDER, SERVED_FILE, ServedConfig
 
 CANDIDATES = 500
@@ -70,7 +70,7 @@ _PACKAGES = ("mlflow", "torch")
 def read_config(model: Path) -> ServedConfig:
     """Return an exported model's configuration."""
     values = (model / MODEL_FOLDER / "artifacts" / "version" / SERVED_FILE).read_bytes()
-    return ServedConfig.model_validate(unsealed(values, SERVED_FILE)[0])
+    return ServedConfig.model_validate(unseal(values, SERVED_FILE)[0])
 
 
 def random_requests(config: ServedConfig, history: int, number: int) -> list[dict[str, Any]]:
@@ -140,12 +140,15 @@ def over_http(model: Path, program: Program, requests: int, clients: int, second
             rows.append({"where": program, "history": history, "requests": requests, **times})
         bodies = [json.dumps({"inputs": [one]}).encode() for one in random_requests(config, 32, _DIFFERENT)]
         rows.append(
-            {"where": f"{program}: {clients} clients for {seconds:.0f} s", **at_once(server, bodies, clients, seconds)}
+            {
+                "where": f"{program}: {clients} clients for {seconds:.0f} s",
+                **concurrent_load(server, bodies, clients, seconds),
+            }
         )
         return [*rows, memory_row(model, program, server.resident_mib())]
 
 
-def at_once(server: ScoringServer, bodies: Sequence[bytes], clients: int, seconds: float) -> Row:
+def concurrent_load(server: ScoringServer, bodies: Sequence[bytes], clients: int, seconds: float) -> Row:
     """Run many concurrent clients for some time; each sends its next request after the answer."""
     until = time.monotonic() + seconds
     statuses, times = Counter[int](), list[float]()

@@ -73,11 +73,11 @@ def measured(folder: Path, sizes: Sizes) -> list[Row]:
     found = [
         timed("whole log", sizes.events, sizes.days, lambda: run(raw, folder / "runs/first", sizes.days)),
         timed("a day added", sizes.events // sizes.days, 1, lambda: run(raw, folder / "runs/second", sizes.days + 1)),
-        timed("check", sizes.events, sizes.days + 1, lambda: look(raw)),
+        timed("check", sizes.events, sizes.days + 1, lambda: check_log(raw)),
     ]
     larger = folder / "larger"
     write_log(larger, sizes.looked_at, sizes.days)
-    return [*found, timed("check", sizes.looked_at, sizes.days + 1, lambda: look(larger))]
+    return [*found, timed("check", sizes.looked_at, sizes.days + 1, lambda: check_log(larger))]
 
 
 def timed(what: str, events: int, days: int, call: Callable[[], None]) -> Row:
@@ -139,7 +139,7 @@ def run(raw: Path, out: Path, days: int) -> None:
         prepare(StageRun(config, {}, staging, ALONE, RunLog.open(0, "prepare", staging, plain(config), {}, "", None)))
 
 
-def look(raw: Path) -> None:
+def check_log(raw: Path) -> None:
     """Check a log as `pipelines.check` does."""
     source = config_of(raw, 0).source
     assert isinstance(source, Log)

@@ -48,12 +48,19 @@ def cases(reports: Sequence[Path]) -> Iterator[Case]:
         for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314  # written by pytest here
             found[case.get("classname", ""), case.get("name", "")] = case
     for case in found.values():
-        told = {one.get("name", ""): one.get("value", "") for one in case.iter("property")}
-        if "fault" in told:
+        properties = {one.get("name", ""): one.get("value", "") for one in case.iter("property")}
+        if "fault" in properties:
             passed = not any(case.find(word) is not None for word in ("failure", "error", "skipped"))
-            seconds = float(told["seconds"]) if "seconds" in told else None
-            lost = int(told["steps_lost"]) if "steps_lost" in told else None
-            yield Case(told["fault"], int(told.get("faults", 1)), passed, told.get("measure", ""), seconds, lost)
+            seconds = float(properties["seconds"]) if "seconds" in properties else None
+            lost = int(properties["steps_lost"]) if "steps_lost" in properties else None
+            yield Case(
+                properties["fault"],
+                int(properties.get("faults", 1)),
+                passed,
+                properties.get("measure", ""),
+                seconds,
+                lost,
+            )
 
 
 def rows(found: Sequence[Case]) -> list[Row]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidestack.benchmarks.events import IMPRESSIONS, NUM_ITEMS, write_events
-from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.goals import PageTable, goal, publish_tables
 from sidestack.benchmarks.ranker import read
 from sidestack.benchmarks.record import Row, results_folder
 from sidestack.benchmarks.timing import (
@@ -35,7 +35,7 @@ from sidestack.benchmarks.timing import (
     threads,
 )
 from sidestack.benchmarks.trial import PARTS, StepParts, Trial, config_of, training_split
-from sidestack.infra.distributed import World, started
+from sidestack.infra.distributed import World, process_group
 from sidestack.infra.impressions import read_impressions
 from sidestack.infra.lane import Batch
 from sidestack.infra.parquet_writer import TableWriter
@@ -97,7 +97,7 @@ class Sizes:
 FULL = Sizes(days=12, items=NUM_ITEMS, rounds=5, steps=16, lengths=(32, 256, 1024), ranks=(1, 2))
 QUICK = Sizes(days=2, items=2000, rounds=1, steps=2, lengths=(32, 64), ranks=())
 
-Part = tuple[Measured, Sequence[Row]]
+Part = tuple[PageTable, Sequence[Row]]
 
 
 def main() -> None:
@@ -117,11 +117,11 @@ def main() -> None:
     sizes, out = QUICK if arguments.quick else FULL, results_folder(arguments.out, quick=arguments.quick)
     with tempfile.TemporaryDirectory(prefix="sidestack-requests-") as folder:
         dataset = write_events(Path(folder), sizes.days, sizes.items)
-        with threads(1), started() as world:
+        with threads(1), process_group() as world:
             parts = [training(dataset, world, sizes), reading(dataset, world, sizes, Path(folder))]
             parts.append(long_histories(dataset, world, sizes))
         if arguments.before:
-            parts.insert(1, beside(arguments.before, sizes, Path(folder)))
+            parts.insert(1, compare_checkouts(arguments.before, sizes, Path(folder)))
         if sizes.ranks:
             parts += by_ranks(dataset, sizes)
     tables, goals = [table for table, _ in parts], [row for _, found in parts for row in found]
@@ -144,7 +144,7 @@ def training(dataset: Dataset, world: World, sizes: Sizes) -> Part:
             trial.close()
             times_one = times.ratio(name, "one by one").median
             rows.append({"arm": arm, "rows": name, **rates(times.rate(name)), "times": times_one})
-    return Measured("Training", TRAINING_WORDS, rows, {"arm": "", "rows": "", **RATES, "times": ".2f"}), []
+    return PageTable("Training", TRAINING_WORDS, rows, {"arm": "", "rows": "", **RATES, "times": ".2f"}), []
 
 
 _STEPS_OF_BEFORE = """
@@ -152,11 +152,14 @@ import sys, time
 from pathlib import Path
 import torch
 from sidestack.benchmarks.trial import Trial
-from sidestack.infra.distributed import started
+try:
+    from sidestack.infra.distributed import process_group
+except ImportError:  # the name in versions up to 0.2.0
+    from sidestack.infra.distributed import started as process_group
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.stage import quiet
 quiet(); torch.set_num_threads(1)
-with started() as world:
+with process_group() as world:
     trial = Trial(read_dataset(Path(sys.argv[1])), sys.argv[2], world)
     trial.steps(10)
     began = time.perf_counter(); trial.steps(int(sys.argv[3])); seconds = time.perf_counter() - began
@@ -173,12 +176,12 @@ write_events(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
 """
 
 
-def of_checkout(program: str, checkout: Path) -> str:
+def adapt_imports(program: str, checkout: Path) -> str:
     """Return a program with a checkout's module names; in version 0.2.0, modules are not in a package."""
     return program if (checkout / "sidestack").is_dir() else program.replace("from sidestack.", "from ")
 
 
-def beside(before: Path, sizes: Sizes, folder: Path) -> Part:
+def compare_checkouts(before: Path, sizes: Sizes, folder: Path) -> Part:
     """Train the arms of this checkout and of another in turns, on the same log, in each one's table format."""
     rows, goals = [], []
     checkouts, steps = {"before": before.resolve(), "now": Path(__file__).resolve().parents[1]}, 4 * sizes.steps
@@ -187,7 +190,7 @@ def beside(before: Path, sizes: Sizes, folder: Path) -> Part:
         command = [
             sys.executable,
             "-c",
-            of_checkout(_EVENTS_OF_BEFORE, checkout),
+            adapt_imports(_EVENTS_OF_BEFORE, checkout),
             str(folder / name),
             str(sizes.days),
             str(sizes.items),
@@ -200,18 +203,18 @@ def beside(before: Path, sizes: Sizes, folder: Path) -> Part:
                 command = [
                     sys.executable,
                     "-c",
-                    of_checkout(_STEPS_OF_BEFORE, checkout),
+                    adapt_imports(_STEPS_OF_BEFORE, checkout),
                     str(folder / name / "dataset"),
                     arm,
                     str(steps),
                 ]
                 where = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-                seconds = float(run_program(command, where, checkout).said.split()[-1])
+                seconds = float(run_program(command, where, checkout).output.split()[-1])
                 found[name].append(steps * BATCH / seconds)
         ratio = spread(np.divide(found["now"], found["before"]))
         rows += [{"arm": arm, "what": name, **rates(spread(each))} for name, each in found.items()]
         goals.append(goal(f"now / before, {arm}", ratio, 4.0 if arm == "dense" else 2.5))
-    return Measured("Beside an earlier checkout", BEFORE_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
+    return PageTable("Beside an earlier checkout", BEFORE_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
 
 
 def reading(dataset: Dataset, world: World, sizes: Sizes, folder: Path) -> Part:
@@ -228,7 +231,7 @@ def reading(dataset: Dataset, world: World, sizes: Sizes, folder: Path) -> Part:
         times = take_turns(contestants, sizes.rounds)
         rows += [{"arm": arm, "what": name, **rates(times.rate(name))} for name in contestants]
         goals.append(goal(f"reader / flat scan, rows, {arm}", times.ratio("reader", "flat scan"), 1.5))
-    return Measured("Reading", READING_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
+    return PageTable("Reading", READING_WORDS, rows, {"arm": "", "what": "", **RATES}), goals
 
 
 def write_flat(split: Split, path: Path) -> tuple[Path, int]:
@@ -263,7 +266,7 @@ def long_histories(dataset: Dataset, world: World, sizes: Sizes) -> Part:
     for length in sizes.lengths:
         found = {name: 1e6 / times.rate(f"{length}/{name}").median for name in PIECES}
         rows.append({"entries": length, **found})
-    return Measured("Long histories", HISTORY_WORDS, rows, {"entries": ",d", **dict.fromkeys(PIECES, ".1f")}), []
+    return PageTable("Long histories", HISTORY_WORDS, rows, {"entries": ",d", **dict.fromkeys(PIECES, ".1f")}), []
 
 
 def train_on(trial: Trial, held: Sequence[RankerBatch]) -> None:
@@ -308,7 +311,7 @@ def by_ranks(dataset: Dataset, sizes: Sizes) -> list[Part]:
              str(batch)],
             {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        (found,) = (json.loads(line) for line in finished.said.splitlines() if line.startswith("{"))
+        (found,) = (json.loads(line) for line in finished.output.splitlines() if line.startswith("{"))
         named = {"ranks": ranks, "batch": batch}
         rates_found.append({**named, "samples_per_second": found["rate"]})
         parts_found.append({**named, **found["parts"]})
@@ -320,10 +323,10 @@ def by_ranks(dataset: Dataset, sizes: Sizes) -> list[Part]:
     by_part = dict.fromkeys(["step", *PARTS], ".2f")
     return [
         (
-            Measured("Ranks", RANKS_WORDS, rates_found, {"ranks": "d", "batch": ",d", "samples_per_second": ",.0f"}),
+            PageTable("Ranks", RANKS_WORDS, rates_found, {"ranks": "d", "batch": ",d", "samples_per_second": ",.0f"}),
             goals,
         ),
-        (Measured("Where a step goes", STEP_WORDS, parts_found, {"ranks": "d", "batch": ",d", **by_part}), []),
+        (PageTable("Where a step goes", STEP_WORDS, parts_found, {"ranks": "d", "batch": ",d", **by_part}), []),
     ]
 
 
@@ -333,7 +336,7 @@ def in_memory(path: str, arm: str, steps: str, batch: str) -> Row | None:
     The parts are measured after the rate. Return None on all ranks except the first.
     """
     number, rows = int(steps), int(batch)
-    with threads(1), started() as world:
+    with threads(1), process_group() as world:
         trial = Trial(read_dataset(Path(path)), arm, world, batch_size=rows)
         trial.hold(HELD)
         trial.steps(UNTIMED_STEPS)

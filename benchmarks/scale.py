@@ -71,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     text = arithmetic(Results(arguments.results), Results(arguments.results / GPU_RESULTS.name))
     print(text)
-    arguments.page.write_text(between_marks(arguments.page.read_text(encoding="utf-8"), text), encoding="utf-8")
+    arguments.page.write_text(replace_between_marks(arguments.page.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
 def arithmetic(cpu: Results, gpu: Results) -> str:
@@ -89,7 +89,7 @@ def arithmetic(cpu: Results, gpu: Results) -> str:
     return "\n\n".join(part.strip() for part in parts)
 
 
-def between_marks(page: str, text: str) -> str:
+def replace_between_marks(page: str, text: str) -> str:
     """Return the page with the text between its two marks."""
     before, rest = page.split(BEGIN)
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
@@ -104,7 +104,7 @@ def _source(results: Results) -> str:
 
 
 def _lines(results: Results) -> Iterator[dict[str, str]]:
-    for line in (training, two_ranks, materialization, encoding, memory, tables, columns, the_map, unpacking):
+    for line in (training, two_ranks, materialization, encoding, memory, tables, columns, sid_map, unpacking):
         yield _line(line, results)
 
 
@@ -175,7 +175,7 @@ def columns(results: Results) -> tuple[str, str, str]:
     return what, f"{ITEMS:,} x {bits} / 8 B; {ITEMS:,} x 768 B", f"{_bytes(ITEMS * bits / 8)}; {_bytes(ITEMS * 768)}"
 
 
-def the_map(results: Results) -> tuple[str, str, str]:
+def sid_map(results: Results) -> tuple[str, str, str]:
     """Return the line on the bytes of the map on disk."""
     return "map from id to SID, kept beside the SIDs", f"{ITEMS:,} items x 8 B", _bytes(ITEMS * 8)
 

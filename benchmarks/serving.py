@@ -83,7 +83,7 @@ def random_encoder(path: Path) -> Path:
     return path
 
 
-def saved(encoder: Path, out: Path) -> SignalSpec:
+def save_encoder_model(encoder: Path, out: Path) -> SignalSpec:
     """Save an encoder's model, for tables that store float16, and return its signals."""
     bundle = load_bundle(encoder, torch.device("cpu"))
     stored = dict.fromkeys(bundle.signals.embeddings, "float16")
@@ -158,7 +158,7 @@ def measured(encoder: Path | None, load: Load) -> list[Row]:
     """Save a model and measure it both ways."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        signals = saved(encoder or random_encoder(place / "encoder"), place / "model")
+        signals = save_encoder_model(encoder or random_encoder(place / "encoder"), place / "model")
         with get_context("spawn").Pool(1) as fresh:
             rows: list[Row] = fresh.apply(in_process, (place / "model", signals, load))
         for program in get_args(Program):

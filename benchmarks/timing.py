@@ -149,7 +149,7 @@ class Finished:
 
     seconds: float
     peak_bytes: int
-    said: str
+    output: str
 
 
 def run_program(
@@ -166,9 +166,9 @@ def run_program(
         cwd=folder,
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        said = process.stdout.read().decode(errors="replace")
+        output = process.stdout.read().decode(errors="replace")
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: ended with {process.returncode}:\n{said[-4000:]}")
-    return Finished(time.perf_counter() - began, usage.ru_maxrss * 1024, said)
+        raise RuntimeError(f"{' '.join(command)}: ended with {process.returncode}:\n{output[-4000:]}")
+    return Finished(time.perf_counter() - began, usage.ru_maxrss * 1024, output)

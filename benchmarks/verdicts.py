@@ -27,7 +27,7 @@ from sidestack.benchmarks.contest import (
     Contest,
     LogSize,
 )
-from sidestack.benchmarks.goals import Measured, goal, publish_tables
+from sidestack.benchmarks.goals import PageTable, goal, publish_tables
 from sidestack.benchmarks.record import Row, results_folder, write_results
 from sidestack.benchmarks.timing import Spread, threads
 from sidestack.pipelines.prepare.synthetic import NUM_USER_TYPES
@@ -107,7 +107,7 @@ def gains(sizes: Sequence[Sizes], keep: Path) -> list[Row]:
         for number in range(one.logs):
             seed = 1000 * place + number  # so that no two logs have the same preferences
             for replicates, comparison in contest(keep, one.size, seed).items():
-                found += [{**asdict(one.size), "seed": seed, **row} for row in judged(comparison, replicates)]
+                found += [{**asdict(one.size), "seed": seed, **row} for row in judge_gains(comparison, replicates)]
     return found
 
 
@@ -120,18 +120,18 @@ def contest(keep: Path, size: LogSize, seed: int) -> dict[int, Comparison]:
     return found
 
 
-def judged(comparison: Comparison, trainings: int) -> Iterator[dict[str, Any]]:
+def judge_gains(comparison: Comparison, trainings: int) -> Iterator[dict[str, Any]]:
     """Yield every gain over the reference, judged with and without doubts."""
     for arm, content in CONTENT.items():
         for task, result in comparison.arms[arm].tasks.items():
             against = (*result.doubts, *comparison.arms[REFERENCE].tasks[task].doubts)
             for way in WAYS:
                 if way.trainings == trainings:
-                    row = _judged(result, against if way.doubts else ())
+                    row = _judge_gain(result, against if way.doubts else ())
                     yield {"content": content, "task": task, **way._asdict(), **row}
 
 
-def _judged(result: TaskResult, doubts: Sequence[str]) -> dict[str, Any]:
+def _judge_gain(result: TaskResult, doubts: Sequence[str]) -> dict[str, Any]:
     gain = result.gain(HEADLINE.name, REFERENCE)
     if gain is None:
         return {"gain": None, "low": None, "high": None, "seeds": None, "verdict": "withheld", "why": ["undefined"]}
@@ -241,7 +241,7 @@ def _group(row: Row) -> Group:
     return row["events"], row["items"], row["content"], row["task"]
 
 
-def why_rows(rows: Sequence[Row]) -> list[Row]:
+def reason_rows(rows: Sequence[Row]) -> list[Row]:
     """Count the reasons for withheld verdicts, by size and task; a verdict may have several."""
     found: dict[tuple[int, int, str], list[Row]] = {}
     for (events, items, _, task), of in groups(rows, REPORTED).items():
@@ -286,10 +286,10 @@ WHY_COLUMNS = {
 
 def write(rows: list[Row], out: Path) -> None:
     """Print the tables and write them; the gains of every log go to a file of their own."""
-    tables = [Measured("The truth", TRUTH_WORDS, truth_rows(rows), TRUTH_COLUMNS)]
+    tables = [PageTable("The truth", TRUTH_WORDS, truth_rows(rows), TRUTH_COLUMNS)]
     for way in WAYS:
-        tables.append(Measured(way.heading, WAY_WORDS[way], verdict_rows(rows, way), VERDICT_COLUMNS))
-    tables.append(Measured("Why verdicts are withheld", WHY_WORDS, why_rows(rows), WHY_COLUMNS))
+        tables.append(PageTable(way.heading, WAY_WORDS[way], verdict_rows(rows, way), VERDICT_COLUMNS))
+    tables.append(PageTable("Why verdicts are withheld", WHY_WORDS, reason_rows(rows), WHY_COLUMNS))
     publish_tables(
         "verdicts", "How often a verdict is wrong", WORDS, tables, goals(rows),
         packages=("numpy", "scipy", "torchrec"), out=out,

@@ -9,14 +9,14 @@ from typing import Any
 from torchx import specs
 
 from sidestack.infra.clusters.config import FIRST_PORT, NUM_PORTS, Resources, load_cluster, metadata_of
-from sidestack.infra.remote.urls import place, url_of
+from sidestack.infra.remote.urls import local_path, url_of
 from sidestack.infra.rendezvous import PORT_VARIABLE
 
 IMAGE = "sidestack:0.2.0"
 """The container made by `infra/deploy/Dockerfile`; schedulers without containers ignore it."""
 
 GPUS_VARIABLE = "SIDESTACK_GPUS"
-"""The environment variable for the number of GPUs a node must have; `infra.distributed.started` checks it."""
+"""The environment variable for the number of GPUs a node must have; `infra.distributed.process_group` checks it."""
 
 SHUTDOWN_SECONDS = 60
 
@@ -165,7 +165,7 @@ def stage_app(
 
 def _log_dir(out: str) -> str:
     """Return the shell word for the folder of the ranks' logs; for a URL, it is in each node's own mirror of it."""
-    if url_of(place(out)) is None:
+    if url_of(local_path(out)) is None:
         return quoted(f"{out}.logs")
     return f'"$$(python -m sidestack.infra.remote.urls {quoted(out)})".logs'
 
@@ -224,10 +224,10 @@ def _torchrun(launch: Launch, log_dir: str, port: int) -> list[str]:
         # The schedulers set this variable on every node, except that some omit the first; hence the default.
         # Doubled $: torchx substitutes single ones itself.
         host = f"$${{{specs.macros.rank0_env}:=localhost}}"
-        place = f'"{host}:$${{{PORT_VARIABLE}:-{port}}}"'
+        endpoint = f'"{host}:$${{{PORT_VARIABLE}:-{port}}}"'
         patience = f"$${{{RENDEZVOUS_SECONDS_VARIABLE}:-{RENDEZVOUS_SECONDS}}}"
-        begin = ["python", "-m", "sidestack.infra.rendezvous", place, specs.macros.replica_id, "&&", "exec"]
-        rendezvous = ["--rdzv-backend", "c10d", "--rdzv-id", specs.macros.app_id, "--rdzv-endpoint", place]
+        begin = ["python", "-m", "sidestack.infra.rendezvous", endpoint, specs.macros.replica_id, "&&", "exec"]
+        rendezvous = ["--rdzv-backend", "c10d", "--rdzv-id", specs.macros.app_id, "--rdzv-endpoint", endpoint]
         rendezvous += ["--rdzv-conf", f'"join_timeout={patience},read_timeout={patience}"']
     return [
         *begin,

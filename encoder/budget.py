@@ -56,7 +56,7 @@ def left_to_rule(config: EncoderConfig) -> list[str]:
     return [name for name in ("batch_size", "epochs", "log_every") if getattr(config.training, name) is None]
 
 
-def told(config: EncoderConfig, decided: DecidedConfig, rows: int) -> str:
+def decisions_message(config: EncoderConfig, decided: DecidedConfig, rows: int) -> str:
     """Return one log line with the settings decided by rule; empty where there are none.
 
     Args:
@@ -67,12 +67,12 @@ def told(config: EncoderConfig, decided: DecidedConfig, rows: int) -> str:
     return f"encoder: by rule, from {rows:,} {config.entity}s: {words}" if named else ""
 
 
-def described(config: EncoderConfig, decided: DecidedConfig, rows: int, log_every: int) -> dict[str, Any]:
+def describe_decisions(config: EncoderConfig, decided: DecidedConfig, rows: int, log_every: int) -> dict[str, Any]:
     """Return what was decided, and from what, as JSON-ready data for the summary.
 
     Args:
         config: as configured. decided: as decided. rows: the number of items or users. log_every: steps of a record.
     """
     training = decided.training
-    told = {"batch_size": training.batch_size, "epochs": training.epochs, "log_every": log_every}
-    return {"by_rule": left_to_rule(config), "rows": rows, **told}
+    settings = {"batch_size": training.batch_size, "epochs": training.epochs, "log_every": log_every}
+    return {"by_rule": left_to_rule(config), "rows": rows, **settings}

@@ -105,7 +105,7 @@ class EncoderConfig(Config):
     search: SearchConfig = SearchConfig()
 
     @model_validator(mode="after")
-    def _search_has_digits_to_turn(self) -> Self:
+    def _check_search(self) -> Self:
         if self.search.rounds and self.quantizer.not_searched:
             raise ValueError(f"search.rounds: {self.quantizer.not_searched}")
         return self

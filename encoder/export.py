@@ -22,7 +22,7 @@ from sidestack.infra.config import parse, plain
 from sidestack.infra.distributed import raise_on_all_ranks
 from sidestack.infra.errors import SpecError
 from sidestack.infra.parquet import read_row_group, row_groups
-from sidestack.infra.registration import registered
+from sidestack.infra.registration import register_if_named
 from sidestack.infra.served import load_served, save_served
 from sidestack.infra.snapshot import CONTENT, Dataset, read_dataset
 from sidestack.infra.stage import StageRun, run_stage
@@ -76,7 +76,7 @@ def _export(run: StageRun[ExportConfig]) -> None:
     check_model(model, reference, run.config.max_items)
     name, alias = run.config.registered_model, run.config.alias
     tags = {"sidestack.sid_fingerprint": config.spec.fingerprint, "sidestack.encoder_revision": bundle.revision}
-    version = registered(model, name, alias, tags, "export", run.log)
+    version = register_if_named(model, name, alias, tags, "export", run.log)
     run.facts.update(fingerprint=config.spec.fingerprint, revision=bundle.revision)
     run.log.summary({"checked_items": len(reference.items), "served": plain(config), "registered": version})
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from sidestack.encoder.config import EncoderConfig, NetworkConfig, SearchConfig
 from sidestack.encoder.quantizers import Quantizer
-from sidestack.encoder.search import searched
+from sidestack.encoder.search import refine_digits
 from sidestack.encoder.signals import SignalBatch, SignalSpec
 
 
@@ -108,7 +108,7 @@ class EmbeddingDecoder(nn.Module):
         super().__init__()
         self.narrow = nn.Linear(hidden, width)
         self.block = ResidualBlock(width)
-        self.project = _from_zero(nn.Linear(width, dim))
+        self.project = _zero_initialized(nn.Linear(width, dim))
 
     def forward(self, y_BW: Tensor) -> Tensor:
         """Map [B, hidden] to [B, dim]."""
@@ -138,7 +138,7 @@ class FusionEncoder(nn.Module):
             nn.Linear(joint, network.hidden),
             *(ResidualBlock(network.hidden) for _ in range(network.blocks)),
             nn.LayerNorm(network.hidden),
-            _from_zero(nn.Linear(network.hidden, latent_dim)),
+            _zero_initialized(nn.Linear(network.hidden, latent_dim)),
         )
         self.linear = nn.Linear(sum(signals.embeddings.values()), latent_dim) if signals.embeddings else None
 
@@ -188,11 +188,11 @@ class FusionDecoder(nn.Module):
         return Reconstruction(embeddings, [decode(y_BW) for decode in self.categoricals])
 
 
-def _set(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
+def _set_linear(linear: nn.Module, weight: Tensor, bias: Tensor) -> None:
     linear.load_state_dict({"weight": weight, "bias": bias})
 
 
-def _from_zero(linear: nn.Linear) -> nn.Linear:
+def _zero_initialized(linear: nn.Linear) -> nn.Linear:
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
@@ -223,7 +223,7 @@ class VQFusion(nn.Module):
             rows: the divisor of sums over rows. With the same number on every rank, rather than this batch's own
                 rows, the average over ranks is the average over items.
         """
-        quantized = self.quantizer(self.encoder(self._seen(batch)))
+        quantized = self.quantizer(self.encoder(self._hide_signals(batch)))
         answer = self.decoder(quantized.straight_through)
         sums_K = self.row_losses(batch, answer).sum(1)
         codebook = quantized.codebook_loss().sum() / rows
@@ -262,13 +262,13 @@ class VQFusion(nn.Module):
         scale_H = torch.ones_like(spread_H) if wanted is None else wanted / spread_H.clamp(min=1e-6)
         sizes = self.signals.embeddings
         root_D = torch.cat([mean_D.new_full((dim,), self.signals.weights[name] ** 0.5) for name, dim in sizes.items()])
-        _set(self.encoder.linear, (axes_DH * scale_H).T * root_D, -(mean_D @ axes_DH) * scale_H)
+        _set_linear(self.encoder.linear, (axes_DH * scale_H).T * root_D, -(mean_D @ axes_DH) * scale_H)
         back_DH, centre_D = axes_DH / scale_H / root_D[:, None], mean_D / root_D
         ends = itertools.accumulate(sizes.values())
         for linear, dim, end in zip(self.decoder.linears, sizes.values(), ends, strict=True):
-            _set(linear, back_DH[end - dim : end], centre_D[end - dim : end])
+            _set_linear(linear, back_DH[end - dim : end], centre_D[end - dim : end])
 
-    def _seen(self, batch: SignalBatch) -> SignalBatch:
+    def _hide_signals(self, batch: SignalBatch) -> SignalBatch:
         """Hide signals from the encoder in training: in a share of the rows, each with probability 1/2, but never all.
 
         The losses still cover the hidden signals, so the code learns to represent an item with missing signals. Drawn
@@ -284,20 +284,20 @@ class VQFusion(nn.Module):
         return batch.with_present(dict(zip(self.signals.names, seen_KB, strict=True)))
 
     def digits(self, batch: SignalBatch) -> Tensor:
-        """Return the SID digits of a batch, rounded and (by config) searched: int64 [B, digits]."""
+        """Return the SID digits of a batch, rounded and (by config) refined: int64 [B, digits]."""
         h_BH = self.encoder(batch)
         digits_BN = self.quantizer.encode(h_BH)
         if not self.search.rounds:
             return digits_BN
-        return self.searched(batch, h_BH, digits_BN, self.search)[0]
+        return self.refine_digits(batch, h_BH, digits_BN, self.search)[0]
 
-    def searched(
+    def refine_digits(
         self, batch: SignalBatch, h_BH: Tensor, digits_BN: Tensor, search: SearchConfig
     ) -> tuple[Tensor, Tensor]:
-        """Refine digits by the weighted loss of a row's signals; see `encoder.search.searched`."""
+        """Refine digits by the weighted loss of a row's signals; see `encoder.search.refine_digits`."""
         bounded_BH = self.quantizer.latent(h_BH)
         losses_of = partial(self._losses, batch)
-        return searched(self.quantizer, losses_of, bounded_BH, digits_BN, search)
+        return refine_digits(self.quantizer, losses_of, bounded_BH, digits_BN, search)
 
     def _losses(self, batch: SignalBatch, h_hat_BCH: Tensor) -> Tensor:
         """Return the weighted loss of every row's candidates, [B, C]."""

@@ -61,7 +61,7 @@ def inspect(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> li
     Raises:
         DataError: an item is not in the table or has no signal, or rows break the table's contract.
     """
-    asked = _asked(bundle, dataset, items)
+    asked = _requested_signals(bundle, dataset, items)
     sheets = [_sheet(bundle, item, asked.sliced(row, row + 1)) for row, item in enumerate(items)]
     digits_QN = torch.tensor([sheet.digits for sheet in sheets])
     units_QH = _units(bundle, digits_QN)
@@ -77,7 +77,7 @@ def inspect(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> li
     return sheets
 
 
-def _asked(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> SignalBatch:
+def _requested_signals(bundle: EncoderBundle, dataset: Dataset, items: Sequence[int]) -> SignalBatch:
     """Return the signals of the requested items."""
     batch = newest_signals(dataset, bundle.signals, np.array(items))
     for item, has_signal in zip(items, batch.any_present.tolist(), strict=True):

@@ -27,7 +27,7 @@ from typing import Any
 from sidestack.encoder.config import ENCODER_INPUT, MaterializeConfig
 from sidestack.encoder.generation.dates import write_dates
 from sidestack.encoder.generation.parts import write_parts
-from sidestack.encoder.generation.sets import SidSetWork, Work, open_sid_set
+from sidestack.encoder.generation.sets import MaterializeWork, SidSetWork, open_sid_set
 from sidestack.encoder.published import encoder_of, moved_shares, with_encodings
 from sidestack.encoder.sid.spec import DEFAULT_NAME
 from sidestack.encoder.sid_codebook import write_codebook
@@ -53,16 +53,16 @@ def materialize(run: StageRun[MaterializeConfig]) -> None:
     """
     started = time.monotonic()
     with raise_on_all_ranks(run.world, "opening dataset and encoders"):
-        work = _opened(run)
+        work = _open_work(run)
     encoded = sum(write_parts(run, work, one) for one in work.sets)
     encoding = time.monotonic() - started
     entries = [entry for one in work.sets for entry in write_dates(run, work, one)]
     with raise_on_all_ranks(run.world, "closing the snapshot"):
         if run.world.is_main:
-            _close(run, work, entries, {"encoded": encoded, "encoding_seconds": encoding, "started": started})
+            _write_outputs(run, work, entries, {"encoded": encoded, "encoding_seconds": encoding, "started": started})
 
 
-def _opened(run: StageRun[MaterializeConfig]) -> Work:
+def _open_work(run: StageRun[MaterializeConfig]) -> MaterializeWork:
     dataset = read_dataset(run.inputs["dataset"])
     earlier = read_dataset(run.inputs["published"]) if "published" in run.inputs else None
     paths = {
@@ -77,11 +77,14 @@ def _opened(run: StageRun[MaterializeConfig]) -> Work:
         if name in dataset.snapshot.sids:
             raise DataError(f"{dataset.path}: has SIDs {name!r} already; materialize a snapshot without them")
     sets = tuple(open_sid_set(run, dataset, earlier, name, path) for name, path in paths.items())
-    return Work(dataset, Store(dataset.store), sets, run.config.batch_size)
+    return MaterializeWork(dataset, Store(dataset.store), sets, run.config.batch_size)
 
 
-def _close(
-    run: StageRun[MaterializeConfig], work: Work, dates: Sequence[PartitionEntry], told: Mapping[str, float]
+def _write_outputs(
+    run: StageRun[MaterializeConfig],
+    work: MaterializeWork,
+    dates: Sequence[PartitionEntry],
+    measured: Mapping[str, float],
 ) -> None:
     """Write the snapshot, the codebooks, the sets' descriptions and the summary."""
     before = work.dataset.snapshot
@@ -96,21 +99,21 @@ def _close(
     found = {one.spec.name: _summary(run, work, one) for one in work.sets}
     run.facts["fingerprints"] = {one.spec.name: one.spec.fingerprint for one in work.sets}
     run.facts["revisions"] = {one.spec.name: one.bundle.revision for one in work.sets}
-    seconds = time.monotonic() - told["started"]
+    seconds = time.monotonic() - measured["started"]
     run.log.summary(
         {
             **{one.content: work.dataset.spec.content(one.spec.entity).rows for one in work.sets},
             "sids": found,
-            "encoded": told["encoded"],
-            "encoding_seconds": told["encoding_seconds"],
-            "items_per_second": told["encoded"] / max(told["encoding_seconds"], 1e-9),
-            "writing_seconds": seconds - told["encoding_seconds"],
+            "encoded": measured["encoded"],
+            "encoding_seconds": measured["encoding_seconds"],
+            "items_per_second": measured["encoded"] / max(measured["encoding_seconds"], 1e-9),
+            "writing_seconds": seconds - measured["encoding_seconds"],
             "seconds": seconds,
         }
     )
     for one in work.sets:
         of_set = found[one.spec.name]
-        run.log.say(
+        run.log.info(
             f"materialize: {one.spec.name}: {of_set['rows']:,} {one.content}, {of_set['distinct']:,} different SIDs"
             f" ({of_set['unique_share']:.1%}), {of_set['null']:,} null{_moved_words(one, of_set['moved'])}"
         )
@@ -122,8 +125,8 @@ def _with_encodings(one: SidSetWork) -> SidSet:
     for part in one.parts:
         if part.facts["new"]:
             first = part.facts["first"]
-            is_taken = (one.content, part.slice) in one.taken
-            made[first] = encoder_of(one.listed, first) if is_taken else one.bundle.revision
+            is_reused = (one.content, part.slice) in one.reusable
+            made[first] = encoder_of(one.listed, first) if is_reused else one.bundle.revision
     return with_encodings(one.listed, made)
 
 
@@ -136,7 +139,7 @@ def _moved_words(one: SidSetWork, moved: Mapping[int, float]) -> str:
     return ""
 
 
-def _summary(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> dict[str, Any]:
+def _summary(run: StageRun[MaterializeConfig], work: MaterializeWork, one: SidSetWork) -> dict[str, Any]:
     maps = one.maps(work.store)
     null, distinct, _ = maps.count(run.out)
     return {

@@ -30,13 +30,15 @@ def diagnosis(model: VQFusion, batch: SignalBatch, rows_B: npt.NDArray[np.int64]
     losses_KB = _losses(model, batch, h_BH)
     bad_B = ~(torch.isfinite(losses_KB).all(0) & torch.isfinite(h_BH).all(1))
     if not bad_B.any():
-        return f"its losses are finite, {_bad_gradient(model)}: {_listed([str(g) for g in _touched(groups, rows_B)])}"
+        return (
+            f"its losses are finite, {_bad_gradient(model)}: {_listed([str(g) for g in _groups_with(groups, rows_B)])}"
+        )
     bad_rows_N, bad_KN = rows_B[bad_B.cpu().numpy()], losses_KB[:, bad_B].cpu()
     found = []
-    for group in _touched(groups, bad_rows_N):
+    for group in _groups_with(groups, bad_rows_N):
         inside_N = (bad_rows_N >= group.start) & (bad_rows_N < group.start + group.rows)
         first = int(bad_rows_N[inside_N].min()) - group.start
-        named = _named(model, bad_KN[:, torch.from_numpy(inside_N)])
+        named = _describe_losses(model, bad_KN[:, torch.from_numpy(inside_N)])
         found.append(f"{group}, {int(inside_N.sum())} rows from its row {first} on: {named}")
     return _listed(found)
 
@@ -53,7 +55,7 @@ def _losses(model: VQFusion, batch: SignalBatch, h_BH: Tensor) -> Tensor:
     return torch.cat([losses_KB, torch.stack([quantized.codebook_loss(), quantized.commitment_loss()])])
 
 
-def _named(model: VQFusion, losses_KN: Tensor) -> str:
+def _describe_losses(model: VQFusion, losses_KN: Tensor) -> str:
     """Return the names of the signals with a non-finite loss, or if there are none, of the other non-finite losses."""
     bad_KN = ~torch.isfinite(losses_KN)
     names = model.signals.names
@@ -71,7 +73,7 @@ def _bad_gradient(model: VQFusion) -> str:
     return "but those of another rank, or a gradient, are not"
 
 
-def _touched(groups: Sequence[RowGroup], rows_N: npt.NDArray[np.int64]) -> list[RowGroup]:
+def _groups_with(groups: Sequence[RowGroup], rows_N: npt.NDArray[np.int64]) -> list[RowGroup]:
     return [group for group in groups if ((rows_N >= group.start) & (rows_N < group.start + group.rows)).any()]
 
 

@@ -18,7 +18,7 @@ from sidestack.infra.errors import DataError
 from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.snapshot import CONTENT, Dataset, Encoding, SidSet
 
-Taken = Mapping[tuple[str, str], PartitionEntry]
+Reusable = Mapping[tuple[str, str], PartitionEntry]
 """Partitions of published SIDs, by base table and slice."""
 
 _ROWS_AT_A_TIME = 1 << 18
@@ -51,7 +51,7 @@ def find_published(snapshot: Dataset | None, spec: SidSpec) -> Published | None:
     return Published(snapshot, listed, found) if found.fingerprint == spec.fingerprint else None
 
 
-def taken_over(published: Published, spec: SidSpec, dataset: Dataset) -> Taken:
+def reusable_columns(published: Published, spec: SidSpec, dataset: Dataset) -> Reusable:
     """Return the published columns of a dataset's parts and dates.
 
     A date whose rows differ from the published snapshot's is not among them: its columns are rewritten, from the same
@@ -64,15 +64,15 @@ def taken_over(published: Published, spec: SidSpec, dataset: Dataset) -> Taken:
         DataError: published SIDs cannot stay as they are; names all reasons. CommitError: a partition is missing.
     """
     _require_keepable(published, spec, dataset)
-    taken = {}
+    found = {}
     for base in published.listed.columns:
         own = {entry.slice: entry for entry in published.dataset.partitions(published.table(base))}
         known = {entry.slice: entry.digest for entry in published.dataset.partitions(base)}
         for entry in dataset.partitions(base):
             if known.get(entry.slice) == entry.digest:
                 published.dataset.require_partition(own[entry.slice])
-                taken[base, entry.slice] = own[entry.slice]
-    return taken
+                found[base, entry.slice] = own[entry.slice]
+    return found
 
 
 def _require_keepable(published: Published, spec: SidSpec, dataset: Dataset) -> None:

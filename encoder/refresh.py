@@ -29,7 +29,7 @@ def open_start(path: Path, config: EncoderConfig, signals: SignalSpec) -> Encode
         DataError, SpecError: see `load_bundle`.
     """
     bundle = load_bundle(path, torch.device("cpu"))
-    was, now = _fixed(bundle.config, bundle.signals), _fixed(config, signals)
+    was, now = _fixed_settings(bundle.config, bundle.signals), _fixed_settings(config, signals)
     differs = [
         f"{name}: {was.get(name, 'none')} there, {now.get(name, 'none')} here"
         for name in {**was, **now}
@@ -49,7 +49,7 @@ def load_start(model: VQFusion, start: EncoderBundle) -> None:
     model.quantizer.freeze()
 
 
-def _fixed(config: EncoderConfig, signals: SignalSpec) -> dict[str, Any]:
+def _fixed_settings(config: EncoderConfig, signals: SignalSpec) -> dict[str, Any]:
     """Return the settings that a refresh must not change, by the names that users see."""
     return {
         "encoder.entity": signals.entity,

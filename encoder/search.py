@@ -16,7 +16,7 @@ from sidestack.encoder.quantizers.contract import Quantizer
 
 
 @torch.no_grad()
-def searched(
+def refine_digits(
     quantizer: Quantizer,
     losses_of: Callable[[Tensor], Tensor],
     h_BH: Tensor,

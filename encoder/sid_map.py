@@ -114,10 +114,10 @@ class SidMaps:
         for part_NC in self.pieces():
             present_N = part_NC[:, 0] != NULL
             null += len(part_NC) - int(present_N.sum())
-            _share_out(_at_most_twice(part_NC[present_N]), files)
+            _distribute_by_hash(_keep_two_of_each(part_NC[present_N]), files)
         for file in files:
             if file.exists():
-                sorted_NC = _at_most_twice(np.fromfile(file, np.int64).reshape(-1, self.chunks))
+                sorted_NC = _keep_two_of_each(np.fromfile(file, np.int64).reshape(-1, self.chunks))
                 is_first_N = _differ_from_before(sorted_NC, 1)
                 distinct += int(is_first_N.sum())
                 alone += int((is_first_N & np.append(is_first_N[1:], True)).sum())
@@ -154,7 +154,7 @@ def _require_whole(partition: Path, digest: str) -> None:
         raise CommitError(f"{partition}: is another partition than the snapshot lists")
 
 
-def _at_most_twice(ids_NC: Ids) -> Ids:
+def _keep_two_of_each(ids_NC: Ids) -> Ids:
     """Sort SIDs and keep at most two of each: enough to count the distinct and the shared ones."""
     # Nearly every SID is one number. Sorting numbers is many times faster than np.unique, which hashes, or lexsort.
     sorted_NC = np.sort(ids_NC, axis=0) if ids_NC.shape[1] == 1 else ids_NC[np.lexsort(ids_NC.T)]
@@ -168,7 +168,7 @@ def _differ_from_before(sorted_NC: Ids, places: int) -> npt.NDArray[np.bool_]:
     return differ_N
 
 
-def _share_out(ids_NC: Ids, files: Sequence[Path]) -> None:
+def _distribute_by_hash(ids_NC: Ids, files: Sequence[Path]) -> None:
     """Append each SID to the file chosen by the hash of its first number."""
     mixed_N = ids_NC[:, 0].astype(np.uint64) * _MIX >> np.uint64(40)
     share_N = (mixed_N % np.uint64(len(files))).astype(np.uint16 if len(files) <= 2**16 else np.int64)

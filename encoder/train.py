@@ -10,7 +10,7 @@ frozen (`encoder.refresh`).
 
 import torch
 
-from sidestack.encoder.budget import DecidedConfig, DecidedTraining, decide, described, told
+from sidestack.encoder.budget import DecidedConfig, DecidedTraining, decide, decisions_message, describe_decisions
 from sidestack.encoder.bundle import EncoderBundle, codebook_digest, save_bundle
 from sidestack.encoder.config import EncoderConfig
 from sidestack.encoder.fusion import VQFusion
@@ -44,8 +44,8 @@ def train(run: StageRun[EncoderConfig]) -> None:
         start = open_start(run.inputs["start"], run.config, signals) if "start" in run.inputs else None
     num_rows = dataset.spec.content(entity).rows
     config = decide(run.config, num_rows)
-    if words := told(run.config, config, num_rows):
-        run.log.say(words)
+    if words := decisions_message(run.config, config, num_rows):
+        run.log.info(words)
     dataset.verify(world, dataset.partitions(CONTENT[entity]))
     with raise_on_all_ranks(world, "opening the rows"):
         reader = signal_reader(dataset, signals, config.training, world, shuffled=True)
@@ -54,7 +54,7 @@ def train(run: StageRun[EncoderConfig]) -> None:
     model = VQFusion(config, signals)
     if start is not None:
         load_start(model, start)
-        run.log.say(f"encoder: starts from {run.inputs['start']}, revision {start.revision[:12]}; codebook frozen")
+        run.log.info(f"encoder: starts from {run.inputs['start']}, revision {start.revision[:12]}; codebook frozen")
     model.to(world.device)
     if not world.is_main:  # rank 0's generator continues from the initial weights
         seed_rank(config.training.seed, world)
@@ -72,7 +72,7 @@ def _close(
 ) -> None:
     """Write the encoder bundle and the summary."""
     world, model = run.world, trainer.model
-    budget = described(run.config, config, num_rows, trainer.point_every)
+    budget = describe_decisions(run.config, config, num_rows, trainer.point_every)
     lineage = [] if start is None else list(start.lineage)
     run.log.summary({**trainer.summary(), "budget": budget, "refreshed_from": lineage})
     assert start is None or codebook_digest(model) == codebook_digest(start.model), "a frozen codebook has changed"
@@ -80,7 +80,7 @@ def _close(
         if world.is_main:
             saved = save_bundle(run.out, model, config, start)
             run.facts.update(fingerprint=saved.spec.fingerprint, revision=saved.lineage[-1])
-    run.log.say(trainer.closing_words())
+    run.log.info(trainer.closing_line())
 
 
 def signal_reader(

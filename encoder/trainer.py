@@ -113,7 +113,7 @@ class Trainer:
             return
         self._restore(checkpoint)
         differs = "last bits" if checkpoint.own else "random draws and last bits"
-        self.log.say(checkpoint.told("encoder", self.step, self.num_steps, differs))
+        self.log.info(checkpoint.resume_message("encoder", self.step, self.num_steps, differs))
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Run the remaining steps, and evaluate on the held-out items after each epoch."""
@@ -154,7 +154,7 @@ class Trainer:
             "holdout": self.measured,
         }
 
-    def closing_words(self) -> str:
+    def closing_line(self) -> str:
         """Return the summary as one log line."""
         losses = ", ".join(f"{name} {m['loss']:.4f}" for name, m in self.measured["signals"].items())
         return f"encoder: held-out {losses}; unique SIDs {self.measured['unique_share']:.1%}"
@@ -176,11 +176,11 @@ class Trainer:
 
     def _training_rows(self, epochs: range, start: int = 0) -> Iterator[TrainingRows]:
         # Prefetched and converted to tensors in the reader's thread, so that the loop waits for neither.
-        ahead = prefetched(map(self._chosen, self.reader.batches(epochs, start)), depth=3)
+        ahead = prefetched(map(self._select_rows, self.reader.batches(epochs, start)), depth=3)
         for rows in lockstep(self.world, self._timed(ahead), "reading items"):
             yield rows._replace(signals=rows.signals.to(self.world.device))
 
-    def _chosen(self, batch: Batch) -> TrainingRows:
+    def _select_rows(self, batch: Batch) -> TrainingRows:
         ids_N = batch.table[self.model.signals.id_column].to_numpy()
         kept_N = ~held_out(ids_N, self.config.holdout_share) & self.revisions.are_newest(ids_N, batch.rows_N)
         return TrainingRows(signal_batch(batch.table.filter(kept_N), self.model.signals), batch.rows_N[kept_N])
@@ -272,7 +272,7 @@ class Trainer:
         self.measured = evaluate(self.model, self.holdout, self.world)
         self.model.train()
         self.log.metrics(self.step, as_metrics(self.measured))
-        self._note_state("epoch")
+        self._log_state_digest("epoch")
 
     @torch.no_grad()
     def _start_linear(self) -> None:
@@ -280,7 +280,7 @@ class Trainer:
         if not self.model.signals.embeddings:
             return
         x_BD = torch.cat([self.model.weighted_units(batch) for batch in self.sample])
-        self.model.start_linear(self._in_common(x_BD, "embeddings"))
+        self.model.start_linear(self._common_rows(x_BD, "embeddings"))
 
     @torch.no_grad()
     def _start_codebook(self) -> None:
@@ -290,10 +290,10 @@ class Trainer:
                 rows.signals for rows in itertools.islice(self._training_rows(range(1)), self._sample_batches)
             ]
         h_BH = torch.cat([self.model.encoder(batch) for batch in self.sample])
-        self.model.quantizer.start(self._in_common(h_BH, "latent vectors"), self.generator)
-        self._note_state("start")
+        self.model.quantizer.start(self._common_rows(h_BH, "latent vectors"), self.generator)
+        self._log_state_digest("start")
 
-    def _in_common(self, x_BH: Tensor, what: str) -> Tensor:
+    def _common_rows(self, x_BH: Tensor, what: str) -> Tensor:
         sample_NH = common_sample(self.world, x_BH, _SAMPLE_ROWS)
         if not torch.isfinite(sample_NH).all():  # the same sample, hence the same decision, on every rank
             raise DataError(f"encoder: step {self.step}: {what} are not finite: the training has diverged")
@@ -301,11 +301,11 @@ class Trainer:
 
     @torch.no_grad()
     def _revive(self, batch: SignalBatch) -> None:
-        sample_NH = self._in_common(self.model.encoder(batch), "latent vectors")
+        sample_NH = self._common_rows(self.model.encoder(batch), "latent vectors")
         self.revived += self.model.quantizer.revive(sample_NH, self.generator)
-        self._note_state("revival")
+        self._log_state_digest("revival")
 
-    def _note_state(self, after: str) -> None:
+    def _log_state_digest(self, after: str) -> None:
         self._require_same_state()
         self.log.note(self.step, {"codebook_sha256": codebook_digest(self.model), "after": after})
 
@@ -323,7 +323,7 @@ class Trainer:
 
     def _checkpoint(self) -> Checkpoint:
         """Return the checkpoint of a step at which one is due."""
-        self._note_state("checkpoint")
+        self._log_state_digest("checkpoint")
         return self._state()
 
     def _state(self) -> Checkpoint:

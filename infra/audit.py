@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    is_right = tell_licences(list(check_licences(installed(), policy)), policy)
+    is_right = print_licences(list(check_licences(installed(), policy)), policy)
     try:
         vulnerabilities, num_asked, skipped = look_up(command, Path(sysconfig.get_path("purelib")), policy)
     except UnreachableError as error:
@@ -54,7 +54,7 @@ def installed() -> Iterable[Distribution]:
     return distributions(path=sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
 
 
-def tell_licences(found: Sequence[Finding], policy: Policy) -> bool:
+def print_licences(found: Sequence[Finding], policy: Policy) -> bool:
     """Print the distributions by licence, every exception and every fault; return whether there is no fault."""
     from rich.table import Table
 

@@ -11,7 +11,7 @@ SLACK = 256
 """or by this much, if that is more: a smaller excess is not worth a change of order."""
 
 
-def levelled(rows_P: Integers, weights_P: Integers, batch_rows: int, room: int) -> Integers:
+def balance_pieces(rows_P: Integers, weights_P: Integers, batch_rows: int, room: int) -> Integers:
     """Exchange pieces of equal rows between batches until no batch weighs much more than the others, where possible.
 
     In each exchange, the batch furthest above its bound (`SHARE`, `SLACK`) swaps a piece for the lightest piece of as

@@ -73,7 +73,7 @@ class Checkpoint:
     environment_change: tuple[str, ...] = ()
     altered: tuple[str, ...] = ()
 
-    def told(self, stage: str, step: int, num_steps: int, differs: str) -> str:
+    def resume_message(self, stage: str, step: int, num_steps: int, differs: str) -> str:
         """Return the lines to log when a training resumes from this checkpoint.
 
         Args:

@@ -46,7 +46,7 @@ from sidestack.infra.lease import require_lease
 from sidestack.infra.manifest import MANIFEST, FileEntry, Manifest, digests, is_committed
 from sidestack.infra.remote import trees
 from sidestack.infra.remote.urls import address, url_of
-from sidestack.infra.sealed import sealed
+from sidestack.infra.sealed import seal
 
 OWNER = ".owner"
 """The file that distinguishes a directory that is being written from another of the same name."""
@@ -83,7 +83,7 @@ def committing(
     out, world = Path(out).absolute(), world.committing
     is_remote = url_of(out) is not None
     with raise_on_all_ranks(world, f"opening {out}"):
-        refuse_taken(out)
+        require_free(out)
         require_lease()
     owner = broadcast(world, uuid.uuid4().hex)
     staging = out.with_name(f".{out.name}.{owner[:8]}.tmp")
@@ -145,7 +145,7 @@ def _commit_staging(
             require_lease()
             manifest = manifest_of(files)
             if is_remote:
-                trees.commit(out, MANIFEST, sealed(manifest), digests(files), owner)
+                trees.commit(out, MANIFEST, seal(manifest), digests(files), owner)
             if len(set(nodes)) == 1:
                 _seal(staging, out, manifest)
     if len(set(nodes)) > 1:  # several nodes: none has all files
@@ -169,7 +169,7 @@ def commit_alone(
     return committing(out, ALONE, stage=stage, key=key, inputs=inputs, facts=facts, written=written)
 
 
-def refuse_taken(out: Path) -> None:
+def require_free(out: Path) -> None:
     """Check that `out` is free to be committed to.
 
     Raises:
@@ -177,7 +177,7 @@ def refuse_taken(out: Path) -> None:
         CommitError: it is a file, a link or a mount point, holds something that is not ours, or cannot be read.
     """
     if url_of(out) is not None:
-        return _refuse_taken_url(out)
+        return _require_free_url(out)
     try:
         if is_committed(out):
             raise AlreadyCommittedError(f"{out}: is committed already and is never overwritten; choose another --out")
@@ -190,8 +190,8 @@ def refuse_taken(out: Path) -> None:
         raise disk_error(out, error) from error
 
 
-def _refuse_taken_url(out: Path) -> None:
-    is_there, other = trees.what_is_there(out, MANIFEST)
+def _require_free_url(out: Path) -> None:
+    is_there, other = trees.inspect_directory(out, MANIFEST)
     if is_there:
         raise AlreadyCommittedError(
             f"{address(out)}: is committed already and is never overwritten; choose another --out"
@@ -313,7 +313,7 @@ def _describe(root: Path, names: Sequence[str]) -> dict[str, FileEntry]:
 
 def _seal(staging: Path, out: Path, manifest: Manifest) -> None:
     file = staging / MANIFEST
-    file.write_bytes(sealed(manifest))
+    file.write_bytes(seal(manifest))
     sync(file)
     for folder in {staging, *(parent for name in manifest.files for parent in folders_of(staging, name))}:
         sync(folder)

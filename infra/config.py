@@ -66,13 +66,13 @@ FileName = Annotated[
 """A name that is used in names of files and directories."""
 
 
-def leads_inside(path: PurePath) -> bool:
+def is_inside(path: PurePath) -> bool:
     """Return whether a path leads below the directory it is joined to."""
     return not path.is_absolute() and ".." not in path.parts
 
 
 def _require_inside(text: str) -> str:
-    if not (text.isprintable() and leads_inside(PurePosixPath(text))):
+    if not (text.isprintable() and is_inside(PurePosixPath(text))):
         raise ValueError("must be a relative path without .., as it names what lies below a directory")
     return text
 
@@ -276,12 +276,12 @@ def parse(cls: type[C], values: object, where: str) -> C:
             shown = "" if is_whole else f" (value: {short(fault['input'], 80)})"
             rule = fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "extra_forbidden":
-                rule = f"unknown key{nearest(str(fault['loc'][-1]), _known_keys(cls, fault['loc'][:-1]))}"
+                rule = f"unknown key{suggestion(str(fault['loc'][-1]), _known_keys(cls, fault['loc'][:-1]))}"
             lines.append(f"{where}.{key}: {rule}{shown}")
         raise ConfigError("\n".join(lines)) from error
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
     """Return a message suffix that names the known word closest to a misspelt one; empty where none is close."""
     found = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""

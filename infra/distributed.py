@@ -109,7 +109,7 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), backend=
 
 
 @contextlib.contextmanager
-def started(timeouts: Timeouts | None = None) -> Iterator[World]:
+def process_group(timeouts: Timeouts | None = None) -> Iterator[World]:
     """Join the process group that torchrun describes; without torchrun, a group of one.
 
     The backend is nccl where GPUs are visible, one for each local rank, else gloo. The groups are destroyed at exit.
@@ -288,29 +288,29 @@ def lockstep_sums(
     def upcoming() -> tuple[object, Exception | None, torch.Tensor, dist.Work | None]:
         item: object = end
         failure: Exception | None = None
-        told = torch.zeros(2 + width, dtype=torch.float64)
+        sums = torch.zeros(2 + width, dtype=torch.float64)
         with world.state.at(what, world.is_committing):
             try:
                 item = next(source, end)
                 if item is not end:
-                    told[2:] = numbers(item)  # type: ignore[arg-type]
+                    sums[2:] = numbers(item)  # type: ignore[arg-type]
             except Exception as error:
                 failure = error
-        told[:2] = _report(world, failure)
-        work = dist.all_reduce(told, group=world.group, async_op=True) if world.size > 1 else None
-        return item, failure, told, work
+        sums[:2] = _report(world, failure)
+        work = dist.all_reduce(sums, group=world.group, async_op=True) if world.size > 1 else None
+        return item, failure, sums, work
 
     ahead = upcoming()
     while True:
-        item, failure, told, work = ahead
+        item, failure, sums, work = ahead
         if work is not None:
             with world.state.at(what, world.is_committing), world.state.waiting():
                 work.wait()
-        _raise_reported(world, failure, told[:2], what)
+        _raise_reported(world, failure, sums[:2], what)
         if item is end:
             return
         ahead = upcoming()
-        yield item, told[2:]  # type: ignore[misc]
+        yield item, sums[2:]  # type: ignore[misc]
 
 
 def _raise_everywhere(world: World, failure: Exception | None, what: str) -> None:

@@ -155,9 +155,9 @@ def _add_up() -> int:
     """Sum a tensor as one of the ranks; rank 0 prints the backend and the number of ranks."""
     import torch
 
-    from sidestack.infra.distributed import Timeouts, started, sum_over_ranks
+    from sidestack.infra.distributed import Timeouts, process_group, sum_over_ranks
 
-    with started(Timeouts(collective_s=60, commit_s=60)) as world:
+    with process_group(Timeouts(collective_s=60, commit_s=60)) as world:
         total = sum_over_ranks(world, torch.full((1024,), world.rank + 1, device=world.device))
         if not bool((total == world.size * (world.size + 1) // 2).all()):
             raise RuntimeError(f"{world.backend}: the sum over {world.size} ranks is wrong")

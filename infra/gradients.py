@@ -78,7 +78,7 @@ class OverlappedAverage:
         self._arrived = self._expected = 0
         self._group: dist.ProcessGroup | None = None
         if world.size > 1:
-            self._group = _another_group(world)
+            self._group = _new_group(world)
             for parameter in parameters:
                 parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
 
@@ -103,7 +103,7 @@ class OverlappedAverage:
         self._message = GradientMessage(self._world, _gradients(self._parameters), self._summed, self._group)
 
 
-def _another_group(world: World) -> dist.ProcessGroup:
+def _new_group(world: World) -> dist.ProcessGroup:
     """Return a new group of all ranks that waits as long as the default group does now (`infra.watchdog.watching`).
 
     By itself, `new_group` would wait for torch's own 10 or 30 minutes, and end a training whose ranks wait for work.

@@ -30,7 +30,7 @@ class Beat(Config):
         is_waiting: whether it waits for other ranks in a collective.
         is_committing: whether that may take as long as a commit.
         has_signal: whether it was asked to stop.
-        idle_s: the seconds for which its process has made no progress (`Work`).
+        idle_s: the seconds for which its process has made no progress (`ProgressMeter`).
     """
 
     doing: str
@@ -41,7 +41,7 @@ class Beat(Config):
     idle_s: float
 
 
-class Heard(NamedTuple):
+class PeerBeat(NamedTuple):
     """Another rank's last heartbeat, and by how many seconds it is older than this rank's."""
 
     rank: int
@@ -49,7 +49,7 @@ class Heard(NamedTuple):
     silent_s: float
 
 
-class Work:
+class ProgressMeter:
     """The progress of this process: whether it took steps, used a processor, or read or wrote files.
 
     Real work of any length shows in one of them; waiting for a disk that does not answer shows in none.
@@ -57,7 +57,7 @@ class Work:
 
     def __init__(self) -> None:
         self._at = self._moved = time.monotonic()
-        self._done = _done(0)
+        self._counters = _read_counters(0)
 
     def idle_s(self, changes: int) -> float:
         """Return the seconds since the last progress.
@@ -65,26 +65,26 @@ class Work:
         Args:
             changes: `RankState.changes`.
         """
-        now, done = time.monotonic(), _done(changes)
+        now, done = time.monotonic(), _read_counters(changes)
         has_moved = (
-            done.changes != self._done.changes
-            or done.cpu_s - self._done.cpu_s >= _CPU_SHARE * (now - self._at)
-            or done.io_bytes - self._done.io_bytes >= _IO_BYTES
+            done.changes != self._counters.changes
+            or done.cpu_s - self._counters.cpu_s >= _CPU_SHARE * (now - self._at)
+            or done.io_bytes - self._counters.io_bytes >= _IO_BYTES
         )
         if has_moved:
             self._moved = now
-        self._at, self._done = now, done
+        self._at, self._counters = now, done
         return now - self._moved
 
 
-class _Done(NamedTuple):
+class _Counters(NamedTuple):
     changes: int
     cpu_s: float
     io_bytes: int
 
 
-def _done(changes: int) -> _Done:
-    return _Done(changes, time.process_time(), _io_bytes())
+def _read_counters(changes: int) -> _Counters:
+    return _Counters(changes, time.process_time(), _io_bytes())
 
 
 def _io_bytes() -> int:
@@ -107,7 +107,7 @@ class Heartbeats:
         self.folder = out.with_name(f"{out.name}.heartbeats")
         self.rank = rank
         self.size = size
-        self._work = Work()
+        self._work = ProgressMeter()
 
     def beat(self, state: RankState) -> Beat:
         """Write this rank's heartbeat, and return it; this works on a full disk, too."""
@@ -126,14 +126,14 @@ class Heartbeats:
             _rewrite(self._file(self.rank), beat.model_dump_json().encode())
         return beat
 
-    def others(self) -> Iterator[Heard]:
+    def others(self) -> Iterator[PeerBeat]:
         """Yield the last heartbeats of the other ranks, except those that have not started or have ended."""
         try:
             own_time = self._file(self.rank).stat().st_mtime
         except OSError:
             return
         for rank in range(self.size):
-            if rank != self.rank and (heard := self._heard(rank, own_time)) is not None:
+            if rank != self.rank and (heard := self._read_peer(rank, own_time)) is not None:
                 yield heard
 
     def remove(self) -> None:
@@ -145,11 +145,11 @@ class Heartbeats:
     def _file(self, rank: int) -> Path:
         return self.folder / f"rank-{rank:05d}.json"
 
-    def _heard(self, rank: int, own_time: float) -> Heard | None:
+    def _read_peer(self, rank: int, own_time: float) -> PeerBeat | None:
         file = self._file(rank)
         try:
             beat = Beat.model_validate_json(file.read_bytes())
-            return Heard(rank, beat, max(own_time - file.stat().st_mtime, 0.0))
+            return PeerBeat(rank, beat, max(own_time - file.stat().st_mtime, 0.0))
         except (OSError, ValidationError):  # or it is being written
             return None
 

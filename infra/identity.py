@@ -25,7 +25,7 @@ _TAIL = 8
 
 
 @dataclass(frozen=True)
-class Ledger:
+class IdentityCache:
     """The identities of files as last seen, in a JSON file; losing it only costs time.
 
     Attributes:

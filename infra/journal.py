@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from sidestack.infra.config import Config, digest, parse
 from sidestack.infra.errors import SidestackError
 from sidestack.infra.files import write_whole
@@ -32,12 +34,12 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class StageEntry(Config):
-    """A committed stage. `is_reused`: it was committed before the pipeline ran. `is_told`: it was sent to the store."""
+    """A committed stage. `is_reused`: it was committed before the pipeline ran. `is_sent`: it is in the store."""
 
     out: Path
     inputs: dict[str, Path] = {}
     is_reused: bool = False
-    is_told: bool = False
+    is_sent: bool = Field(default=False, alias="is_told")
 
 
 class Entries(Config):
@@ -58,7 +60,7 @@ class Entries(Config):
     """None: the pipeline is running, or its driver was killed."""
     ended: datetime | None = None
     artifacts: tuple[Path, ...] = ()
-    is_told: bool = False
+    is_sent: bool = Field(default=False, alias="is_told")
     """Whether the end of the run was sent to the store."""
 
 
@@ -80,18 +82,18 @@ class Journal:
 
     def reopen(self) -> None:
         """Resume a run that was killed or failed."""
-        self._change(status=None, ended=None, artifacts=(), is_told=False)
+        self._change(status=None, ended=None, artifacts=(), is_sent=False)
 
     def add(self, label: str, out: Path, inputs: Mapping[str, Path], *, is_reused: bool) -> None:
         """Record that a stage is committed; an existing entry of the same output is not changed."""
         known = self.entries.stages.get(label)
-        if known is None or known.out != self._kept(out):
-            places = {name: self._kept(path) for name, path in inputs.items()}
-            self._put(label, StageEntry(out=self._kept(out), inputs=places, is_reused=is_reused))
+        if known is None or known.out != self._stored_path(out):
+            places = {name: self._stored_path(path) for name, path in inputs.items()}
+            self._put(label, StageEntry(out=self._stored_path(out), inputs=places, is_reused=is_reused))
 
     def close(self, status: Status, artifacts: Sequence[Path] = ()) -> None:
         """Record how the run ended, and the artifacts to attach to it."""
-        self._change(status=status, ended=_now(), artifacts=tuple(map(self._kept, artifacts)), is_told=False)
+        self._change(status=status, ended=_now(), artifacts=tuple(map(self._stored_path, artifacts)), is_sent=False)
 
     def send(self, client: "MlflowClient", runs_dir: Path) -> None:
         """Send the store all entries that it lacks. A failure in between neither loses nor duplicates entries.
@@ -105,7 +107,7 @@ class Journal:
         if not self._sending.acquire(blocking=False):
             raise StoreError("an earlier request has had no answer yet")
         try:
-            if not self.entries.is_told:
+            if not self.entries.is_sent:
                 self._send(client, runs_dir)
         finally:
             self._sending.release()
@@ -115,22 +117,22 @@ class Journal:
             self._open(client, runs_dir)
         for label, stage in self.entries.stages.items():
             out = self._folder / stage.out
-            if not stage.is_told and is_committed(out):  # a stage that was removed meanwhile is skipped
+            if not stage.is_sent and is_committed(out):  # a stage that was removed meanwhile is skipped
                 inputs = {name: self._folder / path for name, path in stage.inputs.items()}
                 replay(client, self.parent_run, out, inputs, is_reused=stage.is_reused)
-                self._put(label, stage.model_copy(update={"is_told": True}))
+                self._put(label, stage.model_copy(update={"is_sent": True}))
         if self.entries.status is not None:
             log_artifacts(client, self.parent_run, [self._folder / path for path in self.entries.artifacts])
             end_parent(client, self.parent_run, self.entries.status, self.entries.ended)
-            self._change(is_told=True)
+            self._change(is_sent=True)
 
     def _open(self, client: "MlflowClient", runs_dir: Path) -> None:
         """Find or create the parent run; if it is a new one, as in another store, no stage counts as sent to it."""
         one = self.entries
         run_id = open_parent(client, one.experiment, one.title, runs_dir, one.config, one.id, one.began)
         if run_id != one.run_id:
-            untold = {label: stage.model_copy(update={"is_told": False}) for label, stage in one.stages.items()}
-            self._change(run_id=run_id, stages=untold)
+            unsent = {label: stage.model_copy(update={"is_sent": False}) for label, stage in one.stages.items()}
+            self._change(run_id=run_id, stages=unsent)
         self._is_open = True
 
     def remove(self) -> None:
@@ -139,7 +141,7 @@ class Journal:
 
     def write(self) -> None:
         """Write the entries to the file."""
-        write_whole(self._file, (self.entries.model_dump_json(indent=1) + "\n").encode())
+        write_whole(self._file, (self.entries.model_dump_json(indent=1, by_alias=True) + "\n").encode())
 
     def _put(self, label: str, stage: StageEntry) -> None:
         with self._changing:
@@ -151,7 +153,7 @@ class Journal:
             self.entries = self.entries.model_copy(update=changes)
             self.write()
 
-    def _kept(self, path: Path) -> Path:
+    def _stored_path(self, path: Path) -> Path:
         """Return a path as stored: relative to the run's folder, so that a run can be moved."""
         return path.relative_to(self._folder) if path.is_relative_to(self._folder) else path.absolute()
 

@@ -39,8 +39,8 @@ class ByKind:
         kinds, kind = self.kinds(), value.get("kind")
         if isinstance(kind, str) and kind in kinds:
             return kinds[kind].model_validate(dict(value))
-        told = {"rule": "is unknown" if "kind" in value else "is missing", "known": ", ".join(kinds)}
-        fault = PydanticCustomError("kind", "{rule}; known are {known}", told)
+        context = {"rule": "is unknown" if "kind" in value else "is missing", "known": ", ".join(kinds)}
+        fault = PydanticCustomError("kind", "{rule}; known are {known}", context)
         given = kind if "kind" in value else value
         raise ValidationError.from_exception_data(
             base.__name__, [InitErrorDetails(type=fault, loc=("kind",), input=given)]

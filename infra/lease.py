@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sidestack.infra.errors import CommitError
 from sidestack.infra.remote.copies import read_bytes
-from sidestack.infra.remote.urls import address, place
+from sidestack.infra.remote.urls import address, local_path
 
 VARIABLE = "SIDESTACK_LEASE"
 """The environment variable with the token and, after a space, the lease's file."""
@@ -35,7 +35,7 @@ def require_lease() -> None:
         CommitError: another job was launched in its place, or the driver considered it ended.
     """
     token, _, file = os.environ.get(VARIABLE, "").partition(" ")
-    if token and _token_in(place(file)) != token:
+    if token and _token_in(local_path(file)) != token:
         raise CommitError(
             f"{file}: this job no longer holds the lease of its output: the driver took it for ended, or launched"
             " another; nothing was committed"

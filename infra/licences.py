@@ -70,7 +70,7 @@ def check_licences(found: Iterable[Distribution], policy: Policy) -> Iterator[Fi
     """Yield the finding for every distribution, by name."""
     for one in sorted(found, key=lambda one: str(one.name).lower()):
         licence = licence_of(one, policy)
-        exemption = next((made for name, made in policy.exceptions.items() if _stands_for(name, one.name)), None)
+        exemption = next((made for name, made in policy.exceptions.items() if _matches(name, one.name)), None)
         if is_allowed(licence, policy):
             yield Finding(one.name, one.version, licence, True, "")
         elif exemption is not None:
@@ -81,7 +81,7 @@ def check_licences(found: Iterable[Distribution], policy: Policy) -> Iterator[Fi
 
 def unused(found: Iterable[Finding], policy: Policy) -> list[str]:
     """Return the exceptions that no distribution needs, except those with a *, which may be for another platform."""
-    needed = {name for one in found if one.why for name in policy.exceptions if _stands_for(name, one.name)}
+    needed = {name for one in found if one.why for name in policy.exceptions if _matches(name, one.name)}
     return sorted(name for name in policy.exceptions if name not in needed and "*" not in name)
 
 
@@ -103,5 +103,5 @@ def is_allowed(expression: str, policy: Policy) -> bool:
     return any(all(part in policy.allowed for part in re.split(r"\s+AND\s+", choice)) for choice in choices)
 
 
-def _stands_for(pattern: str, name: str) -> bool:
+def _matches(pattern: str, name: str) -> bool:
     return fnmatch(re.sub(r"[-_.]+", "-", name).lower(), pattern)

@@ -42,8 +42,8 @@ class LocalJobs(LocalScheduler):  # type: ignore[misc]  # torchx is not typed
             app.set_state(AppState.FAILED if any(node.failed() for node in nodes) else AppState.SUCCEEDED)
             _signal(self._processes(app_id), signal.SIGKILL)  # ranks whose torchrun was killed
             app.close()
-        told = (f"torchrun of node {node.replica_id} {_ended(node.proc.returncode)}" for node in nodes if node.failed())
-        return DescribeAppResponse(app_id=app_id, state=app.state, msg=", ".join(told))
+        ends = (f"torchrun of node {node.replica_id} {_ended(node.proc.returncode)}" for node in nodes if node.failed())
+        return DescribeAppResponse(app_id=app_id, state=app.state, msg=", ".join(ends))
 
     def find(self, token: str) -> str | None:
         """Return the job that holds a lease's token; None: no process of such a job is running."""

@@ -20,7 +20,7 @@ _HAS_NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 _POLL_S = 0.2
 
 
-class HeldError(Exception):
+class LockHeldError(Exception):
     """Another process holds a lock; the message describes the owner if it is known."""
 
 
@@ -32,34 +32,34 @@ def locked(file: Path, *, wait: bool) -> Iterator[None]:
         file: the lock's file, in a folder that exists. wait: whether to wait for another process that holds it.
 
     Raises:
-        HeldError: another process holds it, and `wait` is False. OSError: the file cannot be written.
+        LockHeldError: another process holds it, and `wait` is False. OSError: the file cannot be written.
     """
     with file.open("w", encoding="utf-8") as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise HeldError("") from None
+            raise LockHeldError("") from None
         except OSError as error:
             if error.errno not in _HAS_NO_FLOCK:
                 raise
-            with _owned(file.with_name(f"{file.name}.owner"), wait, error):
+            with _lock_by_owner_file(file.with_name(f"{file.name}.owner"), wait, error):
                 yield
             return
         yield
 
 
 @contextmanager
-def _owned(file: Path, wait: bool, why: OSError) -> Iterator[None]:
+def _lock_by_owner_file(file: Path, wait: bool, why: OSError) -> Iterator[None]:
     """Hold a lock by a file that only one process can create; it is removed at the end."""
     LOG.warning(f"{file.parent}: has no flock ({why.strerror}); {file.name} is the lock")
     own = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
     while not _created(file, own):
         owner = _read(file)
-        if owner is None or _removed_if_gone(file, owner):
+        if owner is None or _remove_if_stale(file, owner):
             continue
         host, process, *_ = [*owner.split(), "", ""]
         if not wait:
-            raise HeldError(f"process {process} on {host} holds {file}; remove it if that process is gone")
+            raise LockHeldError(f"process {process} on {host} holds {file}; remove it if that process is gone")
         time.sleep(_POLL_S)
     try:
         yield
@@ -85,7 +85,7 @@ def _read(file: Path) -> str | None:
         return None
 
 
-def _removed_if_gone(file: Path, owner: str) -> bool:
+def _remove_if_stale(file: Path, owner: str) -> bool:
     """Remove the lock of an owner whose process on this host has ended; return whether it was removed."""
     host, process, *_ = [*owner.split(), "", ""]
     if host != socket.gethostname() or not process.isdecimal() or _is_alive(int(process)):

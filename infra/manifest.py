@@ -15,7 +15,7 @@ from sidestack.infra.logs import LOG
 from sidestack.infra.record import HISTORY_FILE, SUMMARY_FILE
 from sidestack.infra.remote import trees
 from sidestack.infra.remote.urls import address, url_of
-from sidestack.infra.sealed import OWN_DIGEST, sealed, unsealed
+from sidestack.infra.sealed import OWN_DIGEST, seal, unseal
 
 MANIFEST = "manifest.json"
 _WITHOUT_DIGEST = "sidestack/1"
@@ -66,7 +66,7 @@ class Manifest(Config):
         Raises:
             CommitError: it is not ours, or was altered.
         """
-        values, has_digest = unsealed(content, file)
+        values, has_digest = unseal(content, file)
         try:
             manifest = cls.model_validate(values)
         except ValidationError as error:
@@ -74,16 +74,16 @@ class Manifest(Config):
         if has_digest != (manifest.format != _WITHOUT_DIGEST):
             raise CommitError(f"{file}: format {manifest.format!r} does not go with its {OWN_DIGEST}: it was altered")
         if not has_digest:
-            _say_without_digest(file)
+            _warn_without_digest(file)
         return manifest
 
 
-_said_without_digest: list[str] = []
+_warned_without_digest: list[str] = []
 
 
-def _say_without_digest(file: str) -> None:
-    if not _said_without_digest:
-        _said_without_digest.append(file)
+def _warn_without_digest(file: str) -> None:
+    if not _warned_without_digest:
+        _warned_without_digest.append(file)
         LOG.warning(
             f"{file}: was committed by an earlier version, whose manifests hold no digest of themselves: its files are"
             " checked, an edited key or fact of it is not found; so with others of that version"
@@ -180,7 +180,7 @@ def _verify_copy(path: Path, manifest: Manifest) -> None:
         if Manifest.of_json((path / MANIFEST).read_bytes(), str(path)) == manifest:
             return _verify_files(path, manifest)
     with trees.fetching(path, list(manifest.files), digests(manifest.files)) as staging:
-        (staging / MANIFEST).write_bytes(sealed(manifest))
+        (staging / MANIFEST).write_bytes(seal(manifest))
         try:
             _verify_files(staging, manifest)
         except CommitError as error:

@@ -208,9 +208,9 @@ class ChildRun:
         name = stage if arm is None else f"{stage}-{arm}"
         if out.parent.name.startswith(f"{stage}-"):
             name = out.parent.name
-        for told in _children(client, parent_run, key, out):
-            if told.info.status not in ("FINISHED", "FAILED"):
-                client.delete_run(told.info.run_id)
+        for child in _children(client, parent_run, key, out):
+            if child.info.status not in ("FINISHED", "FAILED"):
+                client.delete_run(child.info.run_id)
         run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
         _log_params(client, run_id, config)
         client.log_inputs(run_id, _datasets(inputs))
@@ -273,8 +273,8 @@ def replay(
     """
     manifest = read_manifest(committed)
     fetch_files(committed, CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE)
-    told = _children(client, parent_run, manifest.key, committed)
-    if any(child.info.status == "FINISHED" for child in told):
+    children = _children(client, parent_run, manifest.key, committed)
+    if any(child.info.status == "FINISHED" for child in children):
         return
     config = _read_config(committed / CONFIG_FILE)
     child = ChildRun.start(

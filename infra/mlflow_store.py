@@ -146,7 +146,7 @@ def _connected(make: "Callable[[], MlflowClient]", uri: str) -> "MlflowClient":
     from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
     try:
-        return bounded(make, _CONNECT_SECONDS)  # mlflow retries an unreachable database for hours
+        return call_with_timeout(make, _CONNECT_SECONDS)  # mlflow retries an unreachable database for hours
     except UnsupportedModelRegistryStoreURIException as error:
         raise ConfigError(f"{URI_VARIABLE} {masked(uri)!r}: mlflow knows no store of this kind") from error
 
@@ -177,7 +177,7 @@ def _make(file: Path, uri: str, client_of: "Callable[..., MlflowClient]") -> Non
     fresh.replace(file)
 
 
-def bounded(call: Callable[[], T], seconds: float) -> T:
+def call_with_timeout(call: Callable[[], T], seconds: float) -> T:
     """Return the result of a call if it takes at most `seconds`; a longer call continues in its thread.
 
     Raises:
@@ -201,7 +201,7 @@ def bounded(call: Callable[[], T], seconds: float) -> T:
 
 
 @contextmanager
-def patient() -> Iterator[None]:
+def longer_timeouts() -> Iterator[None]:
     """Wait longer for the store, and retry: for requests made by hand, or large ones."""
     before = {name: os.environ.get(name) for name in _PATIENT}
     os.environ.update(_PATIENT)

@@ -107,7 +107,7 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
     metadata: Spark does not support FLOAT16. This project's metadata of a column, including its SID spec, is repeated
     as a key-value of the file, `<key>.<column>`: only Arrow reads the metadata of a field.
     """
-    fields, told = [], dict(schema.metadata or {})
+    fields, file_metadata = [], dict(schema.metadata or {})
     for field in schema:
         metadata, kind = dict(field.metadata or {}), field.type
         if pa.types.is_fixed_size_list(kind):
@@ -118,8 +118,8 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
             kind = _with_element(kind, pa.float32())
         fields.append(field.with_type(kind).with_metadata(metadata or None))
         name = field.name.encode()
-        told |= {key + b"." + name: value for key, value in metadata.items() if key.startswith(_OURS)}
-    return pa.schema(fields, told or None)
+        file_metadata |= {key + b"." + name: value for key, value in metadata.items() if key.startswith(_OURS)}
+    return pa.schema(fields, file_metadata or None)
 
 
 def element_of(kind: pa.DataType) -> pa.DataType:

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from sidestack.infra.balance import levelled
+from sidestack.infra.balance import balance_pieces
 
 Integers = npt.NDArray[np.int64]
 
@@ -55,7 +55,7 @@ def pieces_in_batches(
         order_P = order_P[order_P >= 0]
         order_P = order_P[_first_fit(lengths_P[order_P], batch_rows, room)]
     if weights_P is not None:
-        order_P = order_P[levelled(lengths_P[order_P], weights_P[order_P], batch_rows, room)]
+        order_P = order_P[balance_pieces(lengths_P[order_P], weights_P[order_P], batch_rows, room)]
     first_P, lengths_P = starts_P[order_P], lengths_P[order_P]
     before_P = np.cumsum(lengths_P) - lengths_P
     order_N: Integers = np.arange(len(mix_N)) + np.repeat(first_P - before_P, lengths_P)

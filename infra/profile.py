@@ -23,7 +23,7 @@ class StepProfile:
 
     Args of the constructor:
         steps: the number of steps. folder: where this rank's trace is written, as `rank-<number>.json.gz`.
-        rank: its number. say: called with the most expensive operators, as text.
+        rank: its number. log: called with the most expensive operators, as text.
     """
 
     def __init__(
@@ -31,11 +31,11 @@ class StepProfile:
         steps: int = 0,
         folder: Path = Path(),
         rank: int = 0,
-        say: Callable[[str], None] = lambda text: None,
+        log: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.steps = steps
         self._file = folder / f"rank-{rank:05d}.json.gz"
-        self._say = say
+        self._log = log
         self._done = 0
         self._profiler: profile | None = None
 
@@ -47,15 +47,15 @@ class StepProfile:
             if self._done == WARMUP_STEPS + self.steps:
                 self._stop()
         elif self.steps and self._done == WARMUP_STEPS - 1:
-            self._profiler = self._started()
+            self._profiler = self._start()
 
     def close(self) -> None:
         """End the recording with the loop; if the loop ended early, the trace has fewer steps."""
         self._stop()
         if self.steps and self._done <= WARMUP_STEPS:
-            self._say(f"profile: nothing to trace: {self._done} steps; the first {WARMUP_STEPS} are left out")
+            self._log(f"profile: nothing to trace: {self._done} steps; the first {WARMUP_STEPS} are left out")
 
-    def _started(self) -> profile:
+    def _start(self) -> profile:
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
@@ -73,7 +73,7 @@ class StepProfile:
         if traced := self._done - WARMUP_STEPS:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(self._file))
-            self._say(f"{top_operators(profiler, traced)}\ntrace  {self._file}")
+            self._log(f"{top_operators(profiler, traced)}\ntrace  {self._file}")
 
 
 def top_operators(profiler: profile, num_steps: int) -> str:

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 from sidestack.infra.errors import SidestackError, StageError
 from sidestack.infra.masking import masked, one_line
 from sidestack.infra.mlflow_runs import experiment_in
-from sidestack.infra.mlflow_store import URI_VARIABLE, connect, has_store, patient, store_uri
+from sidestack.infra.mlflow_store import URI_VARIABLE, connect, has_store, longer_timeouts, store_uri
 from sidestack.infra.tracking import RunLog
 
 _SQLITE = "sqlite:///"
@@ -30,8 +30,8 @@ def register(model: Path, name: str, alias: str, tags: Mapping[str, str], sectio
         StageError: the store refuses or does not answer.
     """
     try:
-        with patient():  # models are large
-            return _registered(model, name, alias, tags)
+        with longer_timeouts():  # models are large
+            return _create_version(model, name, alias, tags)
     except SidestackError:
         raise
     except Exception as error:
@@ -39,7 +39,7 @@ def register(model: Path, name: str, alias: str, tags: Mapping[str, str], sectio
         raise StageError(f"{section}.registered_model {name!r}: {where} refuses: {one_line(error)}") from error
 
 
-def _registered(model: Path, name: str, alias: str, tags: Mapping[str, str]) -> str:
+def _create_version(model: Path, name: str, alias: str, tags: Mapping[str, str]) -> str:
     client = connect()
     beside = Path(unquote(store_uri().removeprefix(_SQLITE))).resolve().parent
     logged = client.create_logged_model(experiment_in(client, name, beside), name=name, tags=dict(tags))
@@ -53,7 +53,7 @@ def _registered(model: Path, name: str, alias: str, tags: Mapping[str, str]) -> 
     return version
 
 
-def registered(
+def register_if_named(
     model: Path, name: str | None, alias: str, tags: Mapping[str, str], section: str, log: RunLog
 ) -> dict[str, str] | None:
     """Register a stage's model if it has a name and there is a store, and log it.
@@ -70,8 +70,8 @@ def registered(
     if name is None:
         return None
     if not has_store():
-        log.say(f"{section}: not registered as {name}: {URI_VARIABLE} is not set")
+        log.info(f"{section}: not registered as {name}: {URI_VARIABLE} is not set")
         return None
     number = register(model, name, alias, tags, section)
-    log.say(f"{section}: registered as {name} version {number}; models:/{name}@{alias} is it")
+    log.info(f"{section}: registered as {name} version {number}; models:/{name}@{alias} is it")
     return {"name": name, "version": number, "alias": alias}

@@ -11,13 +11,13 @@ OWN_DIGEST = "own_digest"
 """The field that holds the SHA-256 of the canonical JSON (sorted keys, no spaces) of all the others."""
 
 
-def sealed(content: Config) -> bytes:
+def seal(content: Config) -> bytes:
     """Return the bytes of a file with this content and its digest."""
     values = json.loads(content.model_dump_json())
     return json.dumps({**values, OWN_DIGEST: digest(values)}, indent=1).encode() + b"\n"
 
 
-def unsealed(content: bytes, file: object) -> tuple[Mapping[str, Any], bool]:
+def unseal(content: bytes, file: object) -> tuple[Mapping[str, Any], bool]:
     """Return a file's content without its digest, and whether it has a digest: earlier versions wrote none.
 
     Args:

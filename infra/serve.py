@@ -14,7 +14,7 @@ from pathlib import Path
 from sidestack.infra.config import parse
 from sidestack.infra.errors import DataError, SidestackError
 from sidestack.infra.manifest import fetched, is_committed
-from sidestack.infra.remote.urls import SCHEMES, place, url_of
+from sidestack.infra.remote.urls import SCHEMES, local_path, url_of
 from sidestack.infra.scoring_app import VARIABLE, ServeConfig
 from sidestack.infra.served import CODE_FOLDER, quiet_mlflow
 
@@ -44,7 +44,7 @@ def _fetched(url: str) -> Path | None:
     """Return the local copy of a folder in a stage's output at a URL; None: the URL is not in a stage's output."""
     if not url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
         return None
-    path = place(url)
+    path = local_path(url)
     within = (folder for folder in (path, *path.parents) if url_of(folder) is not None)
     committed = next((folder for folder in within if is_committed(folder)), None)
     if committed is None:

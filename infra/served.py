@@ -58,7 +58,7 @@ def save_served(
         artifacts: files or folders, by name. packages: our packages to copy into the model.
         metadata: further metadata of the model. saved: further arguments of `mlflow.pyfunc.save_model`.
     """
-    with quiet_mlflow(), _carried(packages) as carried:
+    with quiet_mlflow(), _copied_packages(packages) as carried:
         import mlflow.pyfunc
 
         mlflow.pyfunc.save_model(
@@ -70,11 +70,11 @@ def save_served(
             metadata={**metadata, ANSWERS: answers},
             **saved,
         )
-    _drop_circumstances(path / "MLmodel")
+    _drop_volatile_fields(path / "MLmodel")
 
 
 @contextmanager
-def _carried(packages: Sequence[str]) -> Iterator[Path]:
+def _copied_packages(packages: Sequence[str]) -> Iterator[Path]:
     """Yield a folder `sidestack` with copies of some of our packages, under the names by which they are imported."""
     with TemporaryDirectory() as folder:
         place = Path(folder) / sidestack.__name__
@@ -87,7 +87,7 @@ def _carried(packages: Sequence[str]) -> Iterator[Path]:
         yield place
 
 
-def _drop_circumstances(file: Path) -> None:
+def _drop_volatile_fields(file: Path) -> None:
     """Remove a random id, the time, and artifacts' source folders from a saved model's description.
 
     Then the same model saved twice has the same bytes.

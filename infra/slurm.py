@@ -105,8 +105,8 @@ class SlurmNodes(SlurmScheduler):  # type: ignore[misc]  # torchx is not typed
 
     def _run_opts(self) -> runopts:
         opts = super()._run_opts()
-        for name, told in OPTIONS.items():
-            opts.add(name, type_=str, help=told)
+        for name, explanation in OPTIONS.items():
+            opts.add(name, type_=str, help=explanation)
         opts.add("log_dir", type_=str, help="the folder of the jobs' logs; by default where the job runs")
         return opts
 
@@ -261,13 +261,13 @@ def _with_gpus_by_node(info: AppDryRunInfo[Any]) -> AppDryRunInfo[Any]:
 def _state(job_id: str) -> DescribeAppResponse | SchedulerError | None:
     """Return a job's state, or the error if it is unknown; None: Slurm does not have the job."""
     try:
-        parts = _queued(job_id) or _accounted(job_id)
+        parts = _squeue_parts(job_id) or _sacct_parts(job_id)
     except SchedulerError as error:
         return error
     return _response(job_id, parts) if parts else None
 
 
-def _queued(job_id: str) -> list[tuple[str, str]]:
+def _squeue_parts(job_id: str) -> list[tuple[str, str]]:
     """Return (job name, state and reason) of a job's parts from `squeue`, which keeps ended ones for some minutes."""
     columns = ["--format=%j|%T %r", "--states=all", "--noheader"]
     try:
@@ -278,7 +278,7 @@ def _queued(job_id: str) -> list[tuple[str, str]]:
         raise
 
 
-def _accounted(job_id: str) -> list[tuple[str, str]]:
+def _sacct_parts(job_id: str) -> list[tuple[str, str]]:
     """Return the same for a job that ended, from `sacct`; empty if Slurm keeps no accounts."""
     columns = ["--format=JobName,State", "--parsable2", "--noheader", "--allocations"]
     try:
@@ -302,7 +302,7 @@ def _run(command: Sequence[str], text: str | None = None, env: Mapping[str, str]
     Raises:
         SchedulerError: it is not installed, or failed. UnansweredError: it did not reach Slurm.
     """
-    kept = {name: value for name, value in os.environ.items() if not _is_of_a_job(name)}
+    kept = {name: value for name, value in os.environ.items() if not _is_job_variable(name)}
     try:
         ended = subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=_COMMAND_SECONDS, env={**kept, **(env or {})},
@@ -320,7 +320,7 @@ def _run(command: Sequence[str], text: str | None = None, env: Mapping[str, str]
     return ended.stdout
 
 
-def _is_of_a_job(variable: str) -> bool:
+def _is_job_variable(variable: str) -> bool:
     """Return whether a variable belongs to the driver's own job, if it is one: it must not reach submitted jobs."""
     return variable == PORT_VARIABLE or (variable.startswith("SLURM_") and variable != "SLURM_CONF")
 
@@ -332,13 +332,13 @@ def _rows(output: str) -> list[tuple[str, str]]:
 
 def _response(job_id: str, parts: list[tuple[str, str]]) -> DescribeAppResponse:
     replicas: dict[str, list[ReplicaStatus]] = {}
-    states, told = [], set()
+    states, reports = [], set()
     for job_name, words in parts:
         # As in "PENDING Resources" or "CANCELLED by 1000", only the first word is the state.
         word = words.split()[0]
         state = _STATES.get(word, AppState.UNKNOWN)
         states.append(state)
-        told.add(words if state == AppState.PENDING else word)
+        reports.add(words if state == AppState.PENDING else word)
         role, _, number = job_name.rpartition("-")
         if role and number.isdecimal():
             status = ReplicaStatus(id=int(number), role=role, state=state, hostname="")
@@ -348,5 +348,5 @@ def _response(job_id: str, parts: list[tuple[str, str]]) -> DescribeAppResponse:
         roles=[Role(name, image="", num_replicas=len(found)) for name, found in replicas.items()],
         roles_statuses=[RoleStatus(name, found) for name, found in replicas.items()],
         state=next(state for state in _WORST_FIRST if state in states),
-        msg=", ".join(sorted(told)),
+        msg=", ".join(sorted(reports)),
     )

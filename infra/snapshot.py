@@ -64,7 +64,7 @@ class SidSet(Config):
         return f"sids/{name}/{self.generation}/{base}"
 
 
-class _Known(Config):
+class _SnapshotFields(Config):
     """The fields of a snapshot other than its partitions."""
 
     store: str
@@ -75,7 +75,7 @@ class _Known(Config):
     """The sets of Semantic IDs, by name."""
 
 
-class SnapshotFile(_Known):
+class SnapshotFile(_SnapshotFields):
     """The content of `snapshot.json`."""
 
     format: Literal["sidestack-snapshot/3"] = "sidestack-snapshot/3"
@@ -83,7 +83,7 @@ class SnapshotFile(_Known):
     """By table, the digests of the lists of its partitions, in order."""
 
 
-class Snapshot(_Known):
+class Snapshot(_SnapshotFields):
     """A snapshot with the partitions that its lists name."""
 
     partitions: tuple[PartitionEntry, ...]
@@ -108,7 +108,7 @@ class Snapshot(_Known):
     def _check_alignment(self) -> "Snapshot":
         """Check that row-aligned tables have the same slices, files and rows."""
         tables = by_table(self.partitions)
-        for base, others in _aligned(tables):
+        for base, others in _aligned_tables(tables):
             wanted = {entry.slice: entry for entry in tables.get(base, ())}
             for table in others:
                 found = {entry.slice: entry for entry in tables.get(table, ())}
@@ -119,7 +119,7 @@ class Snapshot(_Known):
         return self
 
 
-def _aligned(tables: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
+def _aligned_tables(tables: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
     """Yield each base table with the tables that must have the same slices and files."""
     for base in ("events", "requests", *CONTENT.values()):
         others = [table for table in tables if table.startswith("sids/") and table.endswith(f"/{base}")]
@@ -245,7 +245,7 @@ def _require_listed(manifest: Manifest, dataset: Dataset, entry: PartitionEntry)
         )
 
 
-def store_of(path: Path, known: _Known) -> Path:
+def store_of(path: Path, known: _SnapshotFields) -> Path:
     """Return the directory of the partitions of the snapshot at a path."""
     return Path(os.path.normpath(path / known.store))
 
@@ -264,7 +264,7 @@ def read_dataset(path: Path) -> Dataset:
     file = Path(path) / SNAPSHOT_FILE
     written = parse(SnapshotFile, read_json(file), str(file))
     partitions = read_lists(store_of(path, written), written.lists)
-    known = {name: getattr(written, name) for name in _Known.model_fields}
+    known = {name: getattr(written, name) for name in _SnapshotFields.model_fields}
     dataset = Dataset(Path(path), spec, parse(Snapshot, {**known, "partitions": partitions}, str(file)))
     if spec.tasks and dataset.partitions("events") and not dataset.partitions("labels"):
         raise DataError(f"{file}: lists events and no labels, for the tasks {', '.join(spec.tasks)}")

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sidestack.infra.checkpoint import Checkpoints
-from sidestack.infra.commit import committing, refuse_taken
+from sidestack.infra.commit import committing, require_free
 from sidestack.infra.config import Config, digest, load_section, plain, to_yaml
 from sidestack.infra.console import replace_unencodable
-from sidestack.infra.distributed import Timeouts, World, raise_on_all_ranks, started
+from sidestack.infra.distributed import Timeouts, World, process_group, raise_on_all_ranks
 from sidestack.infra.errors import ConfigError, PreemptedError, SidestackError
 from sidestack.infra.hosts import require_alike_hosts
 from sidestack.infra.logs import LOG, set_up
@@ -29,7 +29,7 @@ from sidestack.infra.preemption import EXIT_STATUS, remove_mark, write_mark
 from sidestack.infra.profile import WARMUP_STEPS, StepProfile
 from sidestack.infra.record import CONFIG_FILE, HISTORY_FILE, SUMMARY_FILE
 from sidestack.infra.remote.trees import require_writable
-from sidestack.infra.remote.urls import path_argument, place, url_of, with_urls
+from sidestack.infra.remote.urls import local_path, path_argument, url_of, with_urls
 from sidestack.infra.tracking import RunLog
 from sidestack.infra.watchdog import watching
 
@@ -91,17 +91,17 @@ class Inputs:
                 raise ConfigError(f"--input {pair!r}: must look like name=directory")
             if name in paths:
                 raise ConfigError(f"--input {name!r}: given twice")
-            paths[name] = place(path)
+            paths[name] = local_path(path)
         for name in paths:
-            if not any(_stands_for(one, name) for one in (*self.required, *self.optional)):
+            if not any(_matches(one, name) for one in (*self.required, *self.optional)):
                 raise ConfigError(f"--input {name!r}: unknown; this stage takes: {self}")
         for one in self.required:
-            if not any(_stands_for(one, name) for name in paths):
+            if not any(_matches(one, name) for name in paths):
                 raise ConfigError(f"--input {one}=DIR: is missing")
         return paths
 
 
-def _stands_for(one: str, name: str) -> bool:
+def _matches(one: str, name: str) -> bool:
     return name.startswith(one[:-1]) if one.endswith(".*") else name == one
 
 
@@ -154,11 +154,11 @@ def run_stage(
         _run(name, section, config_type, takes, body, arguments, identify or {})
     except SidestackError as error:
         # A short message, not a traceback: the user can fix it. torchrun's error file passes it to the driver.
-        _record(error)
+        _record_error(error)
         LOG.error(with_urls(str(error)))
         raise SystemExit(EXIT_STATUS if isinstance(error, PreemptedError) else 1) from error
     except Exception as error:
-        _record(error)
+        _record_error(error)
         raise
 
 
@@ -172,19 +172,19 @@ def _run(
     identify: Mapping[str, Callable[[C, Path], str]],
 ) -> None:
     timeouts = Timeouts.of_environment(os.environ)
-    with started(timeouts) as world:
+    with process_group(timeouts) as world:
         # Inside the group: torchrun stops a rank that still imports when another exits, and the error would be lost.
         with raise_on_all_ranks(world.committing, "reading the arguments"):
             config = load_section(config_type, arguments.config, section, arguments.set).resolved()
             paths = inputs.named(arguments.input)
-            refuse_taken(arguments.out)
+            require_free(arguments.out)
             if world.local_rank == 0 and url_of(arguments.out) is not None:
                 require_writable(arguments.out)
-        with watching(world, arguments.out, timeouts, _record):
-            _make(world, name, section, config, paths, body, arguments, identify)
+        with watching(world, arguments.out, timeouts, _record_error):
+            _run_and_commit(world, name, section, config, paths, body, arguments, identify)
 
 
-def _make(
+def _run_and_commit(
     world: World,
     name: str,
     section: str,
@@ -217,8 +217,10 @@ def _make(
                 (out / CONFIG_FILE).write_text(to_yaml({section: plain(config)}), encoding="utf-8")
             log = RunLog.open(world.rank, name, out, plain(config), paths, arguments.key, arguments.parent_run)
             traces = arguments.out.with_name(f"{arguments.out.name}.profile")
-            profile = StepProfile(arguments.profile, traces, world.rank, log.say)
-            _call(body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out, profile))
+            profile = StepProfile(arguments.profile, traces, world.rank, log.info)
+            _run_body(
+                body, StageRun(config, paths, out, world, log, facts, checkpoints, written, arguments.out, profile)
+            )
             facts.update(checkpoints.facts)
             closing.enter_context(world.state.finishing())  # the commit
     except BaseException as error:
@@ -242,12 +244,12 @@ def _checkpoints(
     return Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, stage, work, config)
 
 
-def _call(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
+def _run_body(body: Callable[[StageRun[C]], None], run: StageRun[C]) -> None:
     """Run the body; record its error before other ranks fail because this one is missing."""
     try:
         body(run)
     except Exception as error:
-        _record(error)
+        _record_error(error)
         raise
 
 
@@ -297,7 +299,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _record(error: BaseException) -> None:
+def _record_error(error: BaseException) -> None:
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

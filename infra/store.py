@@ -38,13 +38,13 @@ FILE = "part-00000.parquet"
 
 
 @dataclass
-class Making:
+class NewPartition:
     """A partition that is being made.
 
     Attributes:
         path: the directory to write into. schema: schema of its files; the caller sets it.
         numbers: `PartitionEntry.facts`; the caller adds to them.
-        written: entries of the files written by `writing`, so that the commit need not read them again.
+        written: entries of the files written by `open_writer`, so that the commit need not read them again.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Making:
     written: dict[str, FileEntry] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[TableWriter]:
+    def open_writer(self, name: str) -> Iterator[TableWriter]:
         """Open one of its Parquet files, and record its digest once it is closed."""
         assert self.schema is not None
         with TableWriter(self.path / name, self.schema) as writer:
@@ -88,7 +88,7 @@ class Store:
         return self._found.setdefault((table, slice_name, key), found)
 
     @contextlib.contextmanager
-    def making(self, table: str, slice_name: str, key: str, world: World = ALONE) -> Iterator[Making]:
+    def new_partition(self, table: str, slice_name: str, key: str, world: World = ALONE) -> Iterator[NewPartition]:
         """Open a partition, to be filled by this rank alone or by all ranks of a world, and commit it.
 
         If another process commits the same partition meanwhile, that one is kept: equal keys mean equal rows.
@@ -100,7 +100,7 @@ class Store:
         try:
             with committing(path, world, stage=table, key=key, facts=facts, written=written) as staging:
                 is_open = True
-                made = Making(staging, written=written)
+                made = NewPartition(staging, written=written)
                 yield made
                 assert made.schema is not None, f"{table}: the maker set no schema"
                 facts.update(columns=columns_digest(made.schema), numbers=made.numbers)
@@ -164,11 +164,11 @@ def write_part(
     """
     table, slice_name = CONTENT[entity], part_slice(number)
     where = origin or f"{table}/{slice_name}"
-    with store.making(table, slice_name, key) as made:
+    with store.new_partition(table, slice_name, key) as made:
         made.schema = schema
         last, new = -1, 0
-        for file, part in enumerate(_of_rows(chunks, schema, FILE_ROWS)):
-            with made.writing(f"part-{file:05d}.parquet") as writer:
+        for file, part in enumerate(_cut_into_parts(chunks, schema, FILE_ROWS)):
+            with made.open_writer(f"part-{file:05d}.parquet") as writer:
                 for chunk in part:
                     last, new = _check_ids(chunk, f"{entity}_id", last, first, new, where)
                     writer.write(chunk)
@@ -192,7 +192,7 @@ def write_items(
     write_snapshot(path, path, spec, Snapshot(store=str(store.path), partitions=(entry,)))
 
 
-def _of_rows(chunks: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterator[Iterator[pa.Table]]:
+def _cut_into_parts(chunks: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterator[Iterator[pa.Table]]:
     """Yield iterators over the chunks, each of at most `rows` rows; at least one, which may be empty."""
     rest = iter(chunks)
     pending = next(rest, schema.empty_table())
@@ -257,16 +257,18 @@ def write_day(
         DataError: rows of one request differ in a column of the requests table, or a request occurs twice.
     """
     with contextlib.ExitStack() as stack:
-        made = {name: stack.enter_context(store.making(name, date_slice(day), key)) for name, key in keys.items()}
+        made = {
+            name: stack.enter_context(store.new_partition(name, date_slice(day), key)) for name, key in keys.items()
+        }
         writers: dict[str, TableWriter] = {}
         where, request_ids = f"events/{date_slice(day)}", []
-        for group in request_groups(_or_empty(chunks, spec), row_group_bytes):
+        for group in request_groups(_at_least_one_chunk(chunks, spec), row_group_bytes):
             parts = split_rows(group, spec, where)
             request_ids.append(parts["requests"]["request_id"].to_numpy())
             for name, making in made.items():
                 if name not in writers:
                     making.schema = parts[name].schema
-                    writers[name] = stack.enter_context(making.writing(FILE))
+                    writers[name] = stack.enter_context(making.open_writer(FILE))
                 if group.num_rows:
                     writers[name].write_group(parts[name])
                 for column, largest in _largest_ids(parts[name]).items():
@@ -277,7 +279,7 @@ def write_day(
         require_distinct(np.concatenate(request_ids), where)
 
 
-def _or_empty(chunks: Iterable[pa.Table], spec: DatasetSpec) -> Iterator[pa.Table]:
+def _at_least_one_chunk(chunks: Iterable[pa.Table], spec: DatasetSpec) -> Iterator[pa.Table]:
     """Yield the chunks; for a day without events one empty table."""
     is_empty = True
     for chunk in chunks:

@@ -22,7 +22,7 @@ def take_rows(table: pa.Table, rows_N: npt.NDArray[np.int64]) -> pa.Table:
     columns = []
     for column in table.combine_chunks().columns:
         is_list = pa.types.is_list(column.type) and column.num_chunks == 1 and not column.null_count
-        columns.append(places.taken(column.chunk(0)) if is_list else column.take(taken))
+        columns.append(places.take(column.chunk(0)) if is_list else column.take(taken))
     return pa.table(columns, schema=table.schema)
 
 
@@ -33,16 +33,16 @@ class _Places:
         self._rows_N = rows_N
         self._offsets = np.empty(0, np.int32)
 
-    def taken(self, lists: pa.ListArray) -> pa.ListArray:
+    def take(self, lists: pa.ListArray) -> pa.ListArray:
         """Return the wanted rows of a column that has no null lists."""
         offsets = lists.offsets.to_numpy()
         if not np.array_equal(offsets, self._offsets):
             self._offsets = offsets
-            self._work_out()
+            self._locate_elements()
         elements = pc.take(lists.values, self._elements, boundscheck=False)
         return pa.ListArray.from_arrays(self._taken_offsets, elements, type=lists.type)
 
-    def _work_out(self) -> None:
+    def _locate_elements(self) -> None:
         starts_N = self._offsets[:-1][self._rows_N]
         lengths_N = np.diff(self._offsets)[self._rows_N]
         assert lengths_N.sum(dtype=np.int64) < 2**31  # Arrow's offsets are int32

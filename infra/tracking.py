@@ -106,7 +106,7 @@ class RunLog:
         text = json.dumps(_finite(dict(values)), indent=2) + "\n"
         self._out.joinpath(SUMMARY_FILE).write_text(text, encoding="utf-8")
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Log one short line."""
         if self._out is not None:
             LOG.info(text)
@@ -164,7 +164,7 @@ class Mirror:
         self._start = start
         self._rows: queue.SimpleQueue[HistoryRow | None] = queue.SimpleQueue()
         self._closing: tuple[str, Path] = ("KILLED", Path())
-        self._is_told = False
+        self._has_warned = False
         self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
         self._thread.start()
 
@@ -200,8 +200,8 @@ class Mirror:
                 pause_ends = time.monotonic() + _PAUSE_SECONDS
 
     def _warn(self, why: str) -> None:
-        if not self._is_told:
-            self._is_told = True
+        if not self._has_warned:
+            self._has_warned = True
             LOG.warning(f"tracking: MLflow is not recording this run ({why})")
 
     def _collect(self) -> "tuple[list[HistoryRow], bool]":

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from sidestack.infra.distributed import Timeouts, World
 from sidestack.infra.errors import PreemptedError, StalledError
-from sidestack.infra.heartbeat import Beat, Heard, Heartbeats
+from sidestack.infra.heartbeat import Beat, Heartbeats, PeerBeat
 from sidestack.infra.logs import LOG
 from sidestack.infra.preemption import EXIT_STATUS, SIGNALS, write_mark
 
@@ -49,7 +49,7 @@ def watching(world: World, out: Path, timeouts: Timeouts, record: Callable[[Base
         # keeps its timeout.
         backend = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
         backend._set_default_timeout(timedelta(seconds=timeouts.commit_s))
-    with _signals_to(watchdog.ear, world):
+    with _signals_to(watchdog.wakeup, world):
         watchdog.start()
         try:
             yield
@@ -81,21 +81,21 @@ class _Watchdog:
         self.world = world
         self.out = out
         self.timeouts = timeouts
-        self.ear, self._heard = socket.socketpair()
+        self.wakeup, self._wakeup_end = socket.socketpair()
         self._record = record
         self._heartbeats = Heartbeats(out, world.rank, world.size)
         self._every = min(_MOST_SECONDS, timeouts.warning_s / 4)
-        self._told_after = timeouts.warning_s
+        self._warn_after_s = timeouts.warning_s
         self._thread = threading.Thread(target=self._run, daemon=True, name="watchdog")
-        self.ear.setblocking(False)
+        self.wakeup.setblocking(False)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        self.ear.send(_CLOSE)
+        self.wakeup.send(_CLOSE)
         self._thread.join()
-        for end in (self.ear, self._heard):
+        for end in (self.wakeup, self._wakeup_end):
             end.close()
         self._heartbeats.remove()
 
@@ -103,13 +103,13 @@ class _Watchdog:
         while True:
             beat = self._heartbeats.beat(self.world.state)
             self._watch(beat)
-            self._exit_if_asked_long_ago()
-            if select.select([self._heard], [], [], self._every)[0] and self._hear():
+            self._exit_if_stop_is_overdue()
+            if select.select([self._wakeup_end], [], [], self._every)[0] and self._handle_signals():
                 return
 
-    def _hear(self) -> bool:
+    def _handle_signals(self) -> bool:
         """Handle received signals; return whether the stage has ended."""
-        heard = self._heard.recv(64)
+        heard = self._wakeup_end.recv(64)
         for number in SIGNALS:
             if number in heard:
                 self.world.state.ask_to_stop(signal.Signals(number).name)
@@ -118,23 +118,25 @@ class _Watchdog:
     def _watch(self, own: Beat) -> None:
         """Log which ranks are waited for, and end a wait for a stalled rank."""
         if own.since_s < 2 * self._every:
-            self._told_after = self.timeouts.warning_s
+            self._warn_after_s = self.timeouts.warning_s
             return
-        stalled = self._waited_for(own)
+        stalled = self._blocking_ranks(own)
         if not stalled:
             return
-        if own.since_s >= self._told_after:
-            self._told_after = 2 * own.since_s
-            LOG.warning(self._words(own, stalled))
+        if own.since_s >= self._warn_after_s:
+            self._warn_after_s = 2 * own.since_s
+            LOG.warning(self._stall_message(own, stalled))
         if self.world.size == 1:  # no other rank waits for it
             return
         for one in stalled:
             limit, setting = self._limit(one, own)
             stalled_s = one.silent_s if self._is_silent(one) else one.beat.idle_s
             if stalled_s >= limit and own.since_s >= limit:
-                self._end(StalledError(f"{self._words(own, [one])}; run.timeouts.{setting}={limit:g} is over"), 1)
+                self._end(
+                    StalledError(f"{self._stall_message(own, [one])}; run.timeouts.{setting}={limit:g} is over"), 1
+                )
 
-    def _waited_for(self, own: Beat) -> list[Heard]:
+    def _blocking_ranks(self, own: Beat) -> list[PeerBeat]:
         """Return the ranks that block this one: those without heartbeat, else those not waiting, or itself if idle."""
         others = list(self._heartbeats.others())
         if silent := [one for one in others if self._is_silent(one)]:
@@ -142,30 +144,30 @@ class _Watchdog:
         if own.is_waiting:
             return [one for one in others if not one.beat.is_waiting]
         is_idle = own.idle_s >= self.timeouts.warning_s
-        return [Heard(self.world.rank, own, 0.0)] if is_idle else []
+        return [PeerBeat(self.world.rank, own, 0.0)] if is_idle else []
 
-    def _is_silent(self, one: Heard) -> bool:
+    def _is_silent(self, one: PeerBeat) -> bool:
         return one.silent_s > _MISSED * self._every
 
-    def _limit(self, one: Heard, own: Beat) -> tuple[float, str]:
+    def _limit(self, one: PeerBeat, own: Beat) -> tuple[float, str]:
         if not self._is_silent(one) and (own.is_committing or one.beat.is_committing):
             return self.timeouts.commit_s, "commit_s"
         return self.timeouts.collective_s, "collective_s"
 
-    def _words(self, own: Beat, stalled: list[Heard]) -> str:
+    def _stall_message(self, own: Beat, stalled: list[PeerBeat]) -> str:
         if [one.rank for one in stalled] == [self.world.rank]:
-            return self._of(stalled[0])
+            return self._describe_rank(stalled[0])
         here = f"rank {self.world.rank} has {'waited in' if own.is_waiting else 'been in'} {own.doing!r}"
-        return f"{here} for {own.since_s:.0f} s; " + "; ".join(map(self._of, stalled))
+        return f"{here} for {own.since_s:.0f} s; " + "; ".join(map(self._describe_rank, stalled))
 
-    def _of(self, one: Heard) -> str:
+    def _describe_rank(self, one: PeerBeat) -> str:
         if self._is_silent(one):
             return f"rank {one.rank} has sent no heartbeat for {one.silent_s:.0f} s, its last from {one.beat.doing!r}"
         if one.beat.idle_s >= self.timeouts.warning_s:
             return f"rank {one.rank} has made no progress in {one.beat.doing!r} for {one.beat.idle_s:.0f} s"
         return f"rank {one.rank} works in {one.beat.doing!r} for {one.beat.since_s:.0f} s"
 
-    def _exit_if_asked_long_ago(self) -> None:
+    def _exit_if_stop_is_overdue(self) -> None:
         """End this process if the ranks have not agreed to stop within `stop_s`: one is in longer work."""
         state, asked_s = self.world.state, self.world.state.asked_s
         if asked_s is None or asked_s < self.timeouts.stop_s or state.must_stop or not state.may_stop:

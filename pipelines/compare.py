@@ -34,7 +34,7 @@ from sidestack.pipelines.report.drawing import LIGHT, Plot, render
 from sidestack.pipelines.report.encoder import read_encoder
 from sidestack.pipelines.report.figures import plots
 from sidestack.pipelines.report.gains import task_results
-from sidestack.pipelines.report.learning import learned
+from sidestack.pipelines.report.learning import summarize_learning
 from sidestack.pipelines.report.measure import TaskMeasured, measure
 from sidestack.pipelines.report.outputs import Curve, RankerSummary, read_config_text, read_curves, read_section
 from sidestack.pipelines.report.page import RunFile, render_page
@@ -67,14 +67,14 @@ def compare(run: StageRun[CompareConfig]) -> None:
         return
     arms = arms_of(run.inputs, run.config.reference)
     curves = {name: [read_curves(path) for path in paths] for name, paths in arms.items()}
-    comparison = compared(run, arms, curves)
+    comparison = compare_arms(run, arms, curves)
     run.facts["config_digest"] = comparison.config_digest
     _write(run, comparison, arms, curves)
     run.log.summary(comparison.model_dump(mode="json", include={"arms"}))
     print(as_text(comparison), flush=True)  # the stage's result: on stdout, apart from the log
 
 
-def compared(run: StageRun[CompareConfig], arms: Arms, curves: Curves) -> Comparison:
+def compare_arms(run: StageRun[CompareConfig], arms: Arms, curves: Curves) -> Comparison:
     """Return the report's numbers and verdicts; see `compare`."""
     config, reference = run.config, run.config.reference
     summaries = read_summaries(arms)
@@ -127,7 +127,9 @@ def _task_results(
     trainings: Mapping[str, Sequence[Training]],
 ) -> dict[str, TaskResult]:
     """Return every arm's results on a task, with verdicts."""
-    learning = {name: learned(curves[name], of, task) for name, of in trainings.items() if of[0].steps is not None}
+    learning = {
+        name: summarize_learning(curves[name], of, task) for name, of in trainings.items() if of[0].steps is not None
+    }
     results, replicates = task_results(config, measured), len(trainings[config.reference])
     return with_verdicts(results, learning, config.verdict, config.reference, replicates)
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torchx.specs import AppDef
 
-from sidestack.infra.commit import refuse_taken
+from sidestack.infra.commit import require_free
 from sidestack.infra.config import digest, plain, to_yaml
 from sidestack.infra.errors import CommitError, StageError, UnansweredError
 from sidestack.infra.lease import lease_file
@@ -20,7 +20,7 @@ from sidestack.infra.remote.copies import is_there, put, remove_file
 from sidestack.infra.remote.urls import address
 from sidestack.pipelines.environment import job_environment, name_secrets
 from sidestack.pipelines.graph import Stage, key
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.jobs import Work
 from sidestack.pipelines.run_config import LaunchConfig, RunConfig
 from sidestack.pipelines.tracker import Tracker
@@ -50,7 +50,7 @@ class Launches(Protocol):
 
 
 @dataclass(frozen=True)
-class _UnderWay:
+class _RunningStage:
     """A launched stage, its key, the directory it commits, and its start (`time.monotonic`)."""
 
     stage: Stage
@@ -92,7 +92,7 @@ class Pipeline:
             CommitError: an output was altered after its commit, or something else is in its place.
             StageError: a stage failed, or ended without committing; the scheduler refused a job or does not answer.
         """
-        waiting, under_way = list(plan), list[_UnderWay]()
+        waiting, under_way = list(plan), list[_RunningStage]()
         try:
             while waiting or under_way:
                 waiting = self._begin(waiting, under_way)
@@ -110,13 +110,13 @@ class Pipeline:
         """Return the directory that a stage commits; its inputs must be done."""
         return self._place(stage, self._key(stage))
 
-    def tell_changes(self, plan: Sequence[Stage]) -> None:
+    def log_changes(self, plan: Sequence[Stage]) -> None:
         """Log which stages' code or source changed while the pipeline ran: arms may have run different code."""
         for stage in plan:
             if stage.given is None and self._key(stage)[:12] != self.done[stage.label].name:
-                say(stage.label, "its code or source changed during this run; it will run again next time")
+                log_line(stage.label, "its code or source changed during this run; it will run again next time")
 
-    def _stop(self, under_way: Sequence[_UnderWay], error: BaseException) -> None:
+    def _stop(self, under_way: Sequence[_RunningStage], error: BaseException) -> None:
         """Cancel all running jobs at once, or leave them running."""
         is_interrupted = isinstance(error, UnansweredError) or not isinstance(error, Exception)
         is_left = is_interrupted and self.run.on_signal == "leave"
@@ -125,7 +125,7 @@ class Pipeline:
             with ThreadPoolExecutor(max_workers=len(under_way)) as pool:
                 list(pool.map(stop, [one.job for one in under_way]))
 
-    def _begin(self, waiting: Sequence[Stage], under_way: list[_UnderWay]) -> list[Stage]:
+    def _begin(self, waiting: Sequence[Stage], under_way: list[_RunningStage]) -> list[Stage]:
         """Start stages whose inputs are done, up to `run.jobs`, and return those that still wait."""
         left = []
         for stage in waiting:
@@ -145,13 +145,13 @@ class Pipeline:
                 under_way.append(self._launch(stage, out, work))
         return left
 
-    def _end(self, one: _UnderWay) -> None:
+    def _end(self, one: _RunningStage) -> None:
         label = one.stage.label
         if not is_committed(one.out):
             raise StageError(f"[{label}] ended without error and without committing {address(one.out)}")
         read_manifest(one.out, stage=one.stage.name, key=one.work)
         self.seconds[label] = time.monotonic() - one.began
-        say(label, f"done in {self.seconds[label]:.0f} s: {address(one.out)}")
+        log_line(label, f"done in {self.seconds[label]:.0f} s: {address(one.out)}")
         self._commit(one.stage, one.out, is_reused=False)
 
     def _commit(self, stage: Stage, out: Path, *, is_reused: bool) -> None:
@@ -179,19 +179,19 @@ class Pipeline:
             require_whole(out, stage=stage.name, key=work)
         except CommitError as error:
             raise CommitError(f"{error}; remove {address(out)} to have it made again") from error
-        say(stage.label, f"done before: {address(out)}")
+        log_line(stage.label, f"done before: {address(out)}")
         self._commit(stage, out, is_reused=True)
 
-    def _launch(self, stage: Stage, out: Path, work: str) -> _UnderWay:
-        refuse_taken(out)
+    def _launch(self, stage: Stage, out: Path, work: str) -> _RunningStage:
+        require_free(out)
         launched = Work(stage.label, work, out, self.run.timeout_minutes * 60)
         job = self.launcher.attach(launched)
         if job is None:
-            _clear_torn(launched)
+            _remove_leftovers(launched)
             launch = stage.launch
-            say(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
+            log_line(stage.label, f"starts with {launch.nodes} x {launch.ranks} ranks")
             job = self.launcher.start(launched, self._app(stage, out, work))
-        return _UnderWay(stage, work, out, job, time.monotonic())
+        return _RunningStage(stage, work, out, job, time.monotonic())
 
     def _app(self, stage: Stage, out: Path, work: str) -> AppDef:
         """Return a stage's job."""
@@ -246,7 +246,7 @@ def configs_dir(run: RunConfig) -> Path:
     return run_dir(run) / "configs"
 
 
-def _clear_torn(work: Work) -> None:
+def _remove_leftovers(work: Work) -> None:
     """Remove the leftovers of an ended job; if a job's record is still there, it may be running."""
     if is_there(lease_file(work.out)):
         return

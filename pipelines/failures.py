@@ -51,18 +51,18 @@ class Failure(NamedTuple):
     text: str
 
 
-def why(
-    label: str, state: str, told: str, rank_logs: Path, unmarked: Sequence[str], preempted: Mark | None = None
+def failure_message(
+    label: str, state: str, reported: str, rank_logs: Path, unmarked: Sequence[str], preempted: Mark | None = None
 ) -> str:
     """Return the error message for a failed job: how it ended, and the first rank failure or the last log lines.
 
     Args:
         label: of the stage. state: torchx's final state of the job, such as FAILED.
-        told: further reports of the scheduler, such as Slurm's states. rank_logs: torchrun's folder.
+        reported: further reports of the scheduler, such as Slurm's states. rank_logs: torchrun's folder.
         unmarked: lines of the job's log that are not from a rank.
         preempted: the mark of a stage that stopped on request; None if it did not.
     """
-    words = [word for word in (*told.split(", "), state) if word in _ENDS]
+    words = [word for word in (*reported.split(", "), state) if word in _ENDS]
     if preempted is not None:  # stopped by a signal: the scheduler has the reason
         return f"[{label}] {_ENDS[words[0]]}; {preempted}" if words else f"[{label}] {preempted}"
     end = _ENDS[words[0]] if words else state.lower()
@@ -71,19 +71,19 @@ def why(
     if own:
         reason = f"{own[0].rank}: {own[0].text}"
     else:  # the rank that failed first left no error file; torchrun, the shell or the scheduler may have the cause
-        reason = "\n".join(_without_traceback("" if words or told == state else told, failures, rank_logs, unmarked))
+        reason = "\n".join(_log_evidence("" if words or reported == state else reported, failures, rank_logs, unmarked))
     return f"[{label}] {end}: {reason}\nlogs of all ranks: {rank_logs}"
 
 
-def _without_traceback(
-    told: str, failures: Sequence[Failure], rank_logs: Path, unmarked: Sequence[str]
+def _log_evidence(
+    reported: str, failures: Sequence[Failure], rank_logs: Path, unmarked: Sequence[str]
 ) -> Iterator[str]:
     lines = [line.strip() for line in unmarked]
     if faults := list(dict.fromkeys(line for line in lines if line.startswith(RENDEZVOUS))):
         yield from faults
         return
-    yield "no rank left a traceback of its own" + (f"; {told}" if told and told != "<NONE>" else "")
-    yield from (told for name, told in _NOT_MET.items() if any(name in line for line in lines))
+    yield "no rank left a traceback of its own" + (f"; {reported}" if reported and reported != "<NONE>" else "")
+    yield from (reason for name, reason in _NOT_MET.items() if any(name in line for line in lines))
     yield from (line for line in lines if _KILLED.search(line))
     yield from (f"{failure.rank}: {failure.text}" for failure in failures if failure.text.startswith("its error file"))
     last = [*_last_lines(rank_logs), *unmarked[-_LAST_LINES:]]
@@ -95,7 +95,7 @@ def _failures(rank_logs: Path) -> Iterator[Failure]:
         rank, written = _rank(file, rank_logs), file.stat().st_mtime_ns
         try:
             report = json.loads(file.read_text(encoding="utf-8"))["message"]
-            message, extra = _parts(report)
+            message, extra = _report_parts(report)
         except (OSError, ValueError, KeyError, TypeError) as error:
             # A full disk leaves an empty file.
             text = f"its error file cannot be read ({type(error).__name__}); is the disk full?"
@@ -106,7 +106,7 @@ def _failures(rank_logs: Path) -> Iterator[Failure]:
         yield Failure(_is_echo(message, rank_logs), int(extra.get("timestamp", 0)), written, rank, text.strip())
 
 
-def _parts(report: Any) -> tuple[str, Mapping[str, Any]]:
+def _report_parts(report: Any) -> tuple[str, Mapping[str, Any]]:
     """Return an error report's message and its other fields."""
     return (report, {}) if isinstance(report, str) else (str(report["message"]), report["extraInfo"])
 

@@ -116,7 +116,7 @@ def materialize_stage(config: PipelineConfig, encoders: Sequence[Stage], replica
     plugins = foreign_code(kind for encoder in encoders for kind in models_in(encoder.config))
     return Stage(
         "materialize",
-        partial(gathered, encoder_jobs.materialize, "encoders", ENCODER_INPUT),
+        partial(gather_inputs, encoder_jobs.materialize, "encoders", ENCODER_INPUT),
         ("infra", "encoder"),
         config.materialize,
         config.run.launch.materialize,
@@ -162,10 +162,10 @@ def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
         for stage in plan
         if stage.name == "encoder" and stage.replicate == 0
     }
-    component = partial(gathered, pipeline_jobs.compare, "arms", PREFIX)
+    component = partial(gather_inputs, pipeline_jobs.compare, "arms", PREFIX)
     return Stage(
         "compare",
-        partial(gathered, component, "encoders", ENCODER_INPUT),
+        partial(gather_inputs, component, "encoders", ENCODER_INPUT),
         ("infra", "pipelines/compare.py", "pipelines/report", "ranker", "encoder"),
         config.compare,
         config.run.launch.compare,
@@ -173,11 +173,11 @@ def _comparison(config: PipelineConfig, plan: Sequence[Stage]) -> Stage:
     )
 
 
-def gathered(component: Callable[..., AppDef], argument: str, prefix: str, **given: Any) -> AppDef:
+def gather_inputs(component: Callable[..., AppDef], argument: str, prefix: str, **given: Any) -> AppDef:
     """Join the inputs of a prefix into the component's single argument."""
     names = [name for name in given if name.startswith(prefix)]
-    gathered = {name.removeprefix(prefix): given.pop(name) for name in names}
-    return component(**{argument: gathered}, **given)
+    joined = {name.removeprefix(prefix): given.pop(name) for name in names}
+    return component(**{argument: joined}, **given)
 
 
 def internal_job(

@@ -15,7 +15,7 @@ _REMEMBERED = 200
 _RANK_LINE = re.compile(r"^\[rank(\d+)\]:")
 
 
-def say(label: str, text: str) -> None:
+def log_line(label: str, text: str) -> None:
     """Log one line under the name of a stage or of a driver's task."""
     LOG.info(f"[{label}] {text}")
 
@@ -60,7 +60,7 @@ class JobLog:
                 self._take(line.rstrip())
         except Exception as error:
             # Some schedulers have no log, or not yet; that is not the job's failure.
-            say(self._label, f"(the log cannot be followed: {error})")
+            log_line(self._label, f"(the log cannot be followed: {error})")
 
     def _take(self, line: str) -> None:
         mark = _RANK_LINE.match(line)
@@ -70,7 +70,7 @@ class JobLog:
         if mark is None:
             self.unmarked.append(text)
         elif int(mark[1]) == 0:
-            say(self._label, text)
+            log_line(self._label, text)
 
 
 def _lines(file: Path, is_over: threading.Event, position: int) -> Iterator[str]:

@@ -13,7 +13,7 @@ from sidestack.infra.errors import StageError
 from sidestack.infra.files import write_whole
 from sidestack.infra.lease import lease_file
 from sidestack.infra.remote.copies import read_bytes, remove_file
-from sidestack.infra.remote.urls import place
+from sidestack.infra.remote.urls import local_path
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,17 @@ class JobRecord(Config):
 
     def write(self) -> None:
         """Write the record atomically."""
-        write_whole(lease_file(place(self.out)), self.model_dump_json(indent=1).encode())
+        write_whole(lease_file(local_path(self.out)), self.model_dump_json(indent=1).encode())
 
-    def is_kept(self) -> bool:
+    def has_lease(self) -> bool:
         """Return whether this job still has the output's lease: its end was not handled, and no other was launched."""
-        found = read_record(place(self.out))
+        found = read_record(local_path(self.out))
         return found is not None and found.token == self.token
 
     def remove(self) -> None:
         """Remove the record, if it is still this job's; this ends the output's lease."""
-        if self.is_kept():
-            remove_file(lease_file(place(self.out)))
+        if self.has_lease():
+            remove_file(lease_file(local_path(self.out)))
 
 
 def read_record(out: Path) -> JobRecord | None:

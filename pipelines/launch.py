@@ -22,8 +22,8 @@ from sidestack.infra.preemption import read_mark
 from sidestack.infra.remote.urls import address
 from sidestack.infra.schedulers import FACTORIES, Reattachable
 from sidestack.infra.slurm import NEVER_STARTS
-from sidestack.pipelines.failures import why
-from sidestack.pipelines.job_log import JobLog, say
+from sidestack.pipelines.failures import failure_message
+from sidestack.pipelines.job_log import JobLog, log_line
 from sidestack.pipelines.jobs import JobRecord, Work, read_record
 
 T = TypeVar("T")
@@ -67,21 +67,21 @@ class _Outage:
         Raises:
             UnansweredError: there was no answer for too long.
         """
-        now, told = time.monotonic(), _first_line(error)
+        now, reason = time.monotonic(), _first_line(error)
         if self._since is None:
             self._since = now
             minutes = f"{self.limit_s / 60:g} minutes"
-            say(label, f"{self.scheduler} does not answer: {told}; it is asked again for up to {minutes}")
+            log_line(label, f"{self.scheduler} does not answer: {reason}; it is asked again for up to {minutes}")
         if now - self._since > self.limit_s:
             raise UnansweredError(
                 f"[{label}] {self.scheduler} has not answered for {(now - self._since) / 60:.1f} minutes"
-                f" (run.scheduler_retry_minutes): {told}"
+                f" (run.scheduler_retry_minutes): {reason}"
             )
 
     def end(self, label: str) -> None:
         """Record an answer."""
         if self._since is not None:
-            say(label, f"{self.scheduler} answers again, after {time.monotonic() - self._since:.0f} s")
+            log_line(label, f"{self.scheduler} answers again, after {time.monotonic() - self._since:.0f} s")
             self._since = None
 
 
@@ -101,7 +101,7 @@ class Launcher:
             ConfigError: the scheduler refuses an option, or lacks one it needs.
         """
         self._schedulers: dict[str, Scheduler[Any]] = {}
-        self._runner = Runner("sidestack", {name: partial(self._make, name) for name in FACTORIES})
+        self._runner = Runner("sidestack", {name: partial(self._make_scheduler, name) for name in FACTORIES})
         self._scheduler = scheduler
         self._log_dir = log_dir.absolute()
         self._outage = _Outage(scheduler, retry_s)
@@ -127,7 +127,7 @@ class Launcher:
         while True:
             record = self._new_record(work, app)
             try:
-                handle = self._submitted(record, app, submission)
+                handle = self._submit(record, app, submission)
                 if handle is not None:
                     record = record.model_copy(update={"handle": handle})
                     record.write()
@@ -135,7 +135,7 @@ class Launcher:
                 time.sleep(_SUBMIT_AGAIN_S)
             except BaseException as error:
                 if not isinstance(error, Exception):  # a signal: the job may have been submitted already
-                    self._abandon(record)
+                    self._cancel_submission(record)
                 raise
 
     def attach(self, work: Work) -> Job | None:
@@ -151,23 +151,23 @@ class Launcher:
         if record is None:
             return None
         if record.scheduler == "local_cwd" and record.host != socket.gethostname():
-            say(work.label, f"its job on host {record.host} cannot be seen from here; another takes its place")
+            log_line(work.label, f"its job on host {record.host} cannot be seen from here; another takes its place")
             return None
-        handle = record.handle or self._found(record)
+        handle = record.handle or self._find_with_retries(record)
         if handle is None:
-            if isinstance(self._made(record.scheduler), Reattachable):
+            if isinstance(self._scheduler_of(record.scheduler), Reattachable):
                 record.remove()
             return None
         record = record.model_copy(update={"handle": handle})
         if record.is_cancelled:
-            if not self._ends(record):
+            if not self._wait_for_end(record):
                 raise StageError(f"[{work.label}] {handle} was cancelled and still runs; try again once it has ended")
             return None
         if not self._is_alive(self._status(record)):
             record.remove()
             return None
         since = datetime.fromtimestamp(record.began, UTC).isoformat(timespec="minutes")
-        say(work.label, f"is under way as {handle} since {since}; following it")
+        log_line(work.label, f"is under way as {handle} since {since}; following it")
         record.write()
         return self._follow(work, record, is_new=False)
 
@@ -188,64 +188,67 @@ class Launcher:
             if time.time() > job.deadline:
                 self.cancel(job)
                 raise StageError(f"[{job.work.label}] was cancelled after {job.work.limit_s / 60:g} minutes")
-            self._tell_wait(job, "" if status is None else status.msg)
+            self._log_wait(job, "" if status is None else status.msg)
             return False
         job.log.stop()
         # For a job of an earlier driver on this machine, the commit is the only sign that it succeeded.
         state = status.state.name if status is not None else "SUCCEEDED" if is_committed(job.work.out) else "ENDED"
         if state != "SUCCEEDED":
-            told = "" if status is None else status.msg
+            message = "" if status is None else status.msg
             job.record.remove()
             work, mark = job.work, read_mark(job.work.out)
-            raise StageError(why(work.label, state, told, work.rank_logs, list(job.log.unmarked), mark))
+            raise StageError(failure_message(work.label, state, message, work.rank_logs, list(job.log.unmarked), mark))
         job.record.remove()
         return True
 
-    def _tell_wait(self, job: Job, told: str) -> None:
+    def _log_wait(self, job: Job, message: str) -> None:
         """Log why a job waits in Slurm's queue, each time the reason changes.
 
         Raises:
             StageError: the job could never start; it was cancelled.
         """
-        state, _, reason = told.partition(" ")
+        state, _, reason = message.partition(" ")
         if state != "PENDING" or reason in ("", "None") or self._waits.get(job.record.token) == reason:
             return
         self._waits[job.record.token] = reason
         if reason in NEVER_STARTS:
             self.cancel(job)
             raise StageError(f"[{job.work.label}] can never start: {reason}: {NEVER_STARTS[reason]}")
-        say(job.work.label, f"waits in the queue: {reason}")
+        log_line(job.work.label, f"waits in the queue: {reason}")
 
     def cancel(self, job: Job) -> None:
         """Cancel a job and wait for its end; a job that cannot be cancelled is left, with its record."""
         job.log.stop()
         record = job.record
-        if not record.is_kept():  # the job has ended or lost its lease
+        if not record.has_lease():  # the job has ended or lost its lease
             return
         try:
             self._runner.cancel(record.handle)
         except Exception as error:
-            say(record.label, f"{record.handle} could not be cancelled and may run on: {_first_line(error)}")
+            log_line(record.label, f"{record.handle} could not be cancelled and may run on: {_first_line(error)}")
             return
         record.model_copy(update={"is_cancelled": True}).write()
-        say(record.label, "cancelled" if self._ends(record) else f"{record.handle} was asked to end, and still runs")
+        log_line(
+            record.label,
+            "cancelled" if self._wait_for_end(record) else f"{record.handle} was asked to end, and still runs",
+        )
 
     def leave(self, job: Job) -> None:
         """Leave a job running; the next driver finds it, if the scheduler supports that."""
-        scheduler = self._made(job.record.scheduler)
+        scheduler = self._scheduler_of(job.record.scheduler)
         if isinstance(scheduler, Reattachable):
             scheduler.leave(job.record.handle.rpartition("/")[2])
-        say(job.work.label, f"left running as {job.record.handle}; the same command follows it")
+        log_line(job.work.label, f"left running as {job.record.handle}; the same command follows it")
 
     def close(self) -> None:
         """End the jobs that this process started on this machine and did not leave."""
         self._runner.close()
 
-    def _make(self, name: str, session_name: str, **options: Any) -> Scheduler[Any]:
+    def _make_scheduler(self, name: str, session_name: str, **options: Any) -> Scheduler[Any]:
         self._schedulers[name] = FACTORIES[name](session_name, **options)
         return self._schedulers[name]
 
-    def _made(self, name: str) -> Scheduler[Any]:
+    def _scheduler_of(self, name: str) -> Scheduler[Any]:
         self._runner.scheduler_run_opts(name)  # makes it
         return self._schedulers[name]
 
@@ -262,7 +265,7 @@ class Launcher:
         role.env[lease.VARIABLE] = lease.lease_of(work.out, record.token).replace("$", "$$")
         return record
 
-    def _submitted(self, record: JobRecord, app: AppDef, submission: _Outage) -> str | None:
+    def _submit(self, record: JobRecord, app: AppDef, submission: _Outage) -> str | None:
         """Submit a job and return its handle; None: it was not submitted; retry with another record.
 
         If a submission is not answered, the job is looked for. If it appears still later, its lease is gone by then.
@@ -275,35 +278,35 @@ class Launcher:
                 return str(self._runner.run(app, self._scheduler, self._options))
         except UnansweredError as error:
             submission.note(record.label, error)
-            return self._found(record)
+            return self._find_with_retries(record)
         except Exception as error:
             record.remove()
-            told = "; ".join([_first_line(error), *(_first_line(one.message) for one in warned)])
+            reasons = "; ".join([_first_line(error), *(_first_line(one.message) for one in warned)])
             raise SchedulerError(
-                f"[{record.label}] run.scheduler {self._scheduler!r}: submitting the job failed: {told}"
+                f"[{record.label}] run.scheduler {self._scheduler!r}: submitting the job failed: {reasons}"
             ) from error
 
-    def _abandon(self, record: JobRecord) -> None:
+    def _cancel_submission(self, record: JobRecord) -> None:
         """Cancel a job that may have been submitted."""
         with suppress(Exception):
             if handle := record.handle or self._find(record):
                 self._runner.cancel(handle)
-                say(record.label, f"{handle} was cancelled as it was submitted")
+                log_line(record.label, f"{handle} was cancelled as it was submitted")
 
-    def _found(self, record: JobRecord) -> str | None:
+    def _find_with_retries(self, record: JobRecord) -> str | None:
         """Return the handle of the job with a record's token, once the scheduler answers; None if there is none."""
-        return self._answered(record.label, lambda: self._find(record), SchedulerError)
+        return self._query(record.label, lambda: self._find(record), SchedulerError)
 
     def _find(self, record: JobRecord) -> str | None:
-        scheduler = self._made(record.scheduler)
+        scheduler = self._scheduler_of(record.scheduler)
         app_id = scheduler.find(record.token) if isinstance(scheduler, Reattachable) else None
         return None if app_id is None else f"{record.scheduler}://sidestack/{app_id}"
 
     def _status(self, record: JobRecord) -> AppStatus | None:
         """Return a job's state, once the scheduler answers; None if the job is unknown to it."""
-        return self._answered(record.label, lambda: self._runner.status(record.handle), Exception)
+        return self._query(record.label, lambda: self._runner.status(record.handle), Exception)
 
-    def _answered(self, label: str, ask: Callable[[], T], faults: type[Exception]) -> T:
+    def _query(self, label: str, ask: Callable[[], T], faults: type[Exception]) -> T:
         """Return the scheduler's answer; retry after errors of a given type.
 
         Raises:
@@ -322,7 +325,7 @@ class Launcher:
     def _is_alive(self, status: AppStatus | None) -> bool:
         return status is not None and not status.is_terminal()
 
-    def _ends(self, record: JobRecord) -> bool:
+    def _wait_for_end(self, record: JobRecord) -> bool:
         """Wait for the end of a cancelled job, and remove its record; return False on timeout."""
         deadline = time.monotonic() + _ENDING_S
         while time.monotonic() < deadline:
@@ -335,17 +338,17 @@ class Launcher:
 
     def _follow(self, work: Work, record: JobRecord, is_new: bool) -> Job:
         log = JobLog(work.label)
-        scheduler = self._made(record.scheduler)
+        scheduler = self._scheduler_of(record.scheduler)
         if isinstance(scheduler, Reattachable):
             app_id = record.handle.rpartition("/")[2]
             log.follow_files(scheduler.log_files(app_id, record.role, record.nodes, Path(record.log_dir)), is_new)
         else:
             for node in range(record.nodes):
                 since = None if is_new else datetime.now()
-                log.follow(self._streamed(record, node, since))
+                log.follow(self._stream_lines(record, node, since))
         return Job(work, record, log, record.began + work.limit_s)
 
-    def _streamed(self, record: JobRecord, node: int, since: datetime | None) -> Any:
+    def _stream_lines(self, record: JobRecord, node: int, since: datetime | None) -> Any:
         yield from self._runner.log_lines(record.handle, record.role, k=node, since=since, should_tail=True)
 
 

@@ -20,7 +20,7 @@ from sidestack.infra.config import digest, plain
 from sidestack.infra.console import replace_unencodable
 from sidestack.infra.errors import SidestackError, StageError
 from sidestack.infra.journal import Status
-from sidestack.infra.locks import HeldError, locked
+from sidestack.infra.locks import LockHeldError, locked
 from sidestack.infra.manifest import fetched
 from sidestack.infra.masking import masked
 from sidestack.infra.mlflow_store import store_uri, use_store
@@ -35,7 +35,7 @@ from sidestack.pipelines.run_config import RunConfig
 from sidestack.pipelines.tracker import Tracker
 
 
-class Stopped(BaseException):
+class StopSignal(BaseException):
     """Stop request by a signal.
 
     It is not an `Exception`, so that no library's broad handler swallows it.
@@ -59,7 +59,7 @@ def run_pipeline(config_file: Path, overrides: Sequence[str] = ()) -> Path:
 
     Raises:
         SidestackError: the config, a stage, or a committed directory has a fault that the user can fix.
-        Stopped: a signal came; running jobs were cancelled or left running (`run.on_signal`).
+        StopSignal: a signal came; running jobs were cancelled or left running (`run.on_signal`).
     """
     values, config = read_config(config_file, overrides)
     return run_stages(stages(config), config.run, values, plain(config))
@@ -85,18 +85,18 @@ def run_stages(
         the last stage's committed directory.
 
     Raises:
-        SidestackError: see `run_pipeline`. Stopped: a signal came.
+        SidestackError: see `run_pipeline`. StopSignal: a signal came.
     """
     require_secrets(run)
     use_store(run.runs_dir)
-    with alone(run_dir(run)):
-        record = _record(run, without_values(values))
+    with run_lock(run_dir(run)):
+        record = _write_run_file(run, without_values(values))
         launcher = launcher_of(run)
-        with stopping(), _tracked(run, without_values(resolved), title or run.name) as (tracker, artifacts):
+        with raise_on_signals(), _track_run(run, without_values(resolved), title or run.name) as (tracker, artifacts):
             pipeline = Pipeline(run, launcher, tracker)
             try:
                 pipeline.run_stages(plan)
-                pipeline.tell_changes(plan)
+                pipeline.log_changes(plan)
             finally:
                 launcher.close()
             last = fetched(pipeline.done[plan[-1].label])
@@ -114,30 +114,30 @@ def launcher_of(run: RunConfig) -> Launcher:
     return Launcher(run.scheduler, run.scheduler_options, log_dir, retry_s)
 
 
-class AtWorkError(StageError):
+class AlreadyRunningError(StageError):
     """Error: another driver is running in the run's directory."""
 
 
 @contextmanager
-def alone(directory: Path) -> Iterator[None]:
+def run_lock(directory: Path) -> Iterator[None]:
     """Lock a run's directory for one driver; the lock ends with the process.
 
     Raises:
-        AtWorkError: another driver has the lock. StageError: the directory cannot be written.
+        AlreadyRunningError: another driver has the lock. StageError: the directory cannot be written.
     """
     with ExitStack() as held:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(directory / ".lock", wait=False))
-        except HeldError as error:
-            told = f" ({error})" if str(error) else ""
-            raise AtWorkError(f"{address(directory)}: another driver is running here{told}") from None
+        except LockHeldError as error:
+            owner = f" ({error})" if str(error) else ""
+            raise AlreadyRunningError(f"{address(directory)}: another driver is running here{owner}") from None
         except OSError as error:
             raise StageError(f"{directory}: cannot be written ({error.strerror}); see run.runs_dir") from error
         yield
 
 
-def _record(run: RunConfig, values: Mapping[str, Any]) -> Path:
+def _write_run_file(run: RunConfig, values: Mapping[str, Any]) -> Path:
     """Write a copy of the run's file with overrides applied; the stages do not read it."""
     text = yaml.safe_dump(dict(values), sort_keys=False)
     file = configs_dir(run) / f"run-{digest({'text': text})[:12]}.yaml"
@@ -148,8 +148,8 @@ def _record(run: RunConfig, values: Mapping[str, Any]) -> Path:
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into `Stopped`; exceptions of torchx's own handlers are easily swallowed.
+def raise_on_signals() -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into `StopSignal`; exceptions of torchx's own handlers are easily swallowed.
 
     An ignored signal stays ignored, as SIGHUP under `nohup`.
     """
@@ -157,7 +157,7 @@ def stopping() -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> NoReturn:
         for number in before:
             signal.signal(number, signal.SIG_IGN)  # so that a second signal does not interrupt the cancelling
-        raise Stopped(signum)
+        raise StopSignal(signum)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
@@ -171,7 +171,7 @@ def stopping() -> Iterator[None]:
 
 
 @contextmanager
-def _tracked(run: RunConfig, resolved: Mapping[str, Any], title: str) -> Iterator[tuple[Tracker, list[Path]]]:
+def _track_run(run: RunConfig, resolved: Mapping[str, Any], title: str) -> Iterator[tuple[Tracker, list[Path]]]:
     """Open the pipeline's MLflow run; on exit, end it with the body's status and the files it put into the list."""
     tracker = Tracker(run_dir(run), run.runs_dir, title, resolved)
     status: Status = "KILLED"
@@ -186,21 +186,21 @@ def _tracked(run: RunConfig, resolved: Mapping[str, Any], title: str) -> Iterato
         tracker.close(status, artifacts)
 
 
-def tell_result(compared: Path) -> None:
+def print_result(compared: Path) -> None:
     """Print the comparison and the paths of all outputs; the last line is `comparison.json`'s path."""
     uri = masked(store_uri())
     with suppress(ValueError):
         local = Path(uri.removeprefix("sqlite:///")).relative_to(Path.cwd())
         uri = f"sqlite:///{local}"
     tool = Path(sys.executable).parent / "mlflow"
-    opening = f"{near(tool)} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
+    opening = f"{relative_to_cwd(tool)} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
     print((compared / "table.txt").read_text(encoding="utf-8").rstrip())
     print()
     if (url := url_of(compared)) is not None:
         print(f"output  {url}")
-    print(f"report  {near(compared / 'report.html')}")
+    print(f"report  {relative_to_cwd(compared / 'report.html')}")
     print(f"MLflow  {opening}")
-    print(near(compared / "comparison.json"), flush=True)
+    print(relative_to_cwd(compared / "comparison.json"), flush=True)
 
 
 @contextmanager
@@ -212,7 +212,7 @@ def exit_status() -> Iterator[None]:
     except SidestackError as error:
         print(f"error: {with_urls(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
-    except Stopped as stop:
+    except StopSignal as stop:
         with suppress(OSError):  # after SIGHUP, the terminal is gone
             print(f"stopped by {stop}; the same command resumes from here", file=sys.stderr, flush=True)
         raise SystemExit(128 + stop.signum) from None
@@ -226,7 +226,7 @@ def command_line(program: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def near(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """Return a path relative to the current directory, if it is inside it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = command_line("pipelines.run", "Run the whole pipeline.").parse_args(argv)
     with exit_status():
-        tell_result(run_pipeline(arguments.config, arguments.set))
+        print_result(run_pipeline(arguments.config, arguments.set))
 
 
 if __name__ == "__main__":

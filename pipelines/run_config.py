@@ -11,7 +11,7 @@ from torchx.specs import parse_mounts
 
 from sidestack.components.torchrun import IMAGE, RENDEZVOUS_SECONDS
 from sidestack.infra.clusters.config import Cluster, Resources, load_cluster
-from sidestack.infra.config import Config, FileName, matching, nearest
+from sidestack.infra.config import Config, FileName, matching, suggestion
 from sidestack.infra.distributed import Timeouts
 from sidestack.infra.masking import MASK
 from sidestack.infra.remote.fields import Place
@@ -162,7 +162,9 @@ class RunConfig(Config):
         known = option_names(self.scheduler)
         for name in self.scheduler_options:
             if name not in known:
-                raise ValueError(f"scheduler_options.{name}: {self.scheduler} has no such option{nearest(name, known)}")
+                raise ValueError(
+                    f"scheduler_options.{name}: {self.scheduler} has no such option{suggestion(name, known)}"
+                )
         if "queue" in known and "queue" not in self.scheduler_options:
             raise ValueError(f"scheduler {self.scheduler!r}: needs scheduler_options.queue, or a cluster's file")
         return self

@@ -6,11 +6,11 @@ from pathlib import Path
 from sidestack.infra.errors import SidestackError, StageError
 from sidestack.infra.journal import journals
 from sidestack.infra.masking import masked, one_line
-from sidestack.infra.mlflow_store import connect, patient, use_store
+from sidestack.infra.mlflow_store import connect, longer_timeouts, use_store
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.execution import run_dir
-from sidestack.pipelines.run import alone, command_line, exit_status
-from sidestack.pipelines.tracker import send_left
+from sidestack.pipelines.run import command_line, exit_status, run_lock
+from sidestack.pipelines.tracker import send_unsent
 
 
 def track(config_file: Path, overrides: Sequence[str] = ()) -> int:
@@ -23,18 +23,19 @@ def track(config_file: Path, overrides: Sequence[str] = ()) -> int:
         the number of MLflow runs that were sent.
 
     Raises:
-        ConfigError: the config is invalid. AtWorkError: a driver is running in the folder; it sends the records itself.
+        ConfigError: the config is invalid.
+        AlreadyRunningError: a driver is running in the folder; it sends the records itself.
         StageError: the store does not answer or rejects the records.
     """
     _, config = read_config(config_file, overrides)
     folder, runs_dir = run_dir(config.run), config.run.runs_dir
     uri = masked(use_store(runs_dir))
-    with alone(folder), patient():
-        unsent = [journal for journal in journals(folder) if not journal.entries.is_told]
+    with run_lock(folder), longer_timeouts():
+        unsent = [journal for journal in journals(folder) if not journal.entries.is_sent]
         try:
             client = connect()
             for journal in unsent:
-                send_left(client, journal, runs_dir)
+                send_unsent(client, journal, runs_dir)
         except SidestackError:
             raise
         except Exception as error:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sidestack.infra.errors import ConfigError
 from sidestack.infra.journal import Journal, Status, begin, journals
 from sidestack.infra.masking import masked, one_line
-from sidestack.infra.mlflow_store import bounded, connect, store_uri
-from sidestack.pipelines.job_log import say
+from sidestack.infra.mlflow_store import call_with_timeout, connect, store_uri
+from sidestack.pipelines.job_log import log_line
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -58,7 +58,7 @@ class Tracker:
         """End the run, and send the store what it lacks of this and earlier runs."""
         self._journal.close(status, artifacts)
         self._try(self._send)
-        if self._journal.entries.is_told:
+        if self._journal.entries.is_sent:
             self._try(self._send_earlier)
 
     def _try(self, send: "Callable[[MlflowClient], None]") -> None:
@@ -70,7 +70,7 @@ class Tracker:
         except Exception as error:
             if self._pause == _FIRST_PAUSE_SECONDS:
                 why = f"{masked(store_uri())}: {one_line(error)}"
-                say("tracking", f"{why}; the run goes on, `{LATER}` tells the store later")
+                log_line("tracking", f"{why}; the run continues, `{LATER}` updates the store later")
             self._pause_ends = time.monotonic() + self._pause
             self._pause *= 2
 
@@ -78,18 +78,18 @@ class Tracker:
         if self._is_local:
             self._journal.send(client, self._runs_dir)
         else:
-            bounded(lambda: self._journal.send(client, self._runs_dir), _SEND_SECONDS)
+            call_with_timeout(lambda: self._journal.send(client, self._runs_dir), _SEND_SECONDS)
         if self._journal.entries.status == "FINISHED":
             self._journal.remove()
 
     def _send_earlier(self, client: "MlflowClient") -> None:
         for journal in journals(self._folder):
             if journal.entries.id != self._journal.entries.id:
-                send_left(client, journal, self._runs_dir)
+                send_unsent(client, journal, self._runs_dir)
                 journal.remove()  # from another config: never resumed
 
 
-def send_left(client: "MlflowClient", journal: Journal, runs_dir: Path) -> None:
+def send_unsent(client: "MlflowClient", journal: Journal, runs_dir: Path) -> None:
     """Send the store what it lacks of a run whose driver is gone; an unfinished run can still be resumed."""
     if journal.entries.status is None:
         journal.close("KILLED")

@@ -65,7 +65,7 @@ class IdRows:
         self.count_I = np.append(self.count_I, np.zeros(len(new_N), np.int32))
         self.last_seen_I = np.append(self.last_seen_I, np.full(len(new_N), NEVER, np.int32))
 
-    def see(self, ids_N: Integers, counts_N: Integers, day: date) -> None:
+    def add_counts(self, ids_N: Integers, counts_N: Integers, day: date) -> None:
         """Add the counts of distinct ids seen on a date; dates come in order."""
         most = np.iinfo(np.int32).max
         self.count_I[ids_N] = np.minimum(self.count_I[ids_N] + counts_N, most)

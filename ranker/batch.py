@@ -87,16 +87,16 @@ class RankerBatch(ModelInputs, Pipelineable):  # type: ignore[misc]
 
     def _mapped(self, change: Callable[[Any], Any]) -> Self:
         values = {name: getattr(self, name) for name in (field.name for field in fields(self)) if name != "source"}
-        return type(self)(**{name: _changed(value, change) for name, value in values.items()}, source=self.source)
+        return type(self)(**{name: _map_tensors(value, change) for name, value in values.items()}, source=self.source)
 
 
-def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+def _map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
     """Return the changed tensor, or a tuple with all of its tensors changed."""
     if value is None:
         return None
     if not isinstance(value, tuple):
         return change(value)
-    parts = [_changed(part, change) for part in value]
+    parts = [_map_tensors(part, change) for part in value]
     return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
 
 

@@ -63,7 +63,7 @@ class Body(nn.Module):
         shared = {name: of_request[name] for name in self.ids if name in of_request}
         if self.user_content is not None:
             shared[USER_CONTENT] = self.user_content(inputs.user_content_RC, inputs.user_known_RS, of_request)
-        known = {**of_row} | dict(zip(shared, _for_each_row([*shared.values()], inputs.request_B), strict=True))
+        known = {**of_row} | dict(zip(shared, _expand_to_rows([*shared.values()], inputs.request_B), strict=True))
         vectors = [known[name] for name in self.ids]
         none_BD = torch.zeros_like(vectors[0])
         content = self.content
@@ -82,7 +82,7 @@ class Body(nn.Module):
         return logits_BT
 
 
-def _for_each_row(vectors: list[Tensor], request_B: Tensor) -> tuple[Tensor, ...]:
+def _expand_to_rows(vectors: list[Tensor], request_B: Tensor) -> tuple[Tensor, ...]:
     """Return vectors [R, D] of requests expanded to rows, each [B, D]."""
     rows_BX = rows_of(torch.cat(vectors, dim=1), request_B)
     return torch.split_with_sizes(rows_BX, [vector.shape[1] for vector in vectors], dim=1)

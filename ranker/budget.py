@@ -166,7 +166,7 @@ def warmup_steps(training: TrainingConfig, num_steps: int) -> int:
     return round(training.warmup_share * num_steps) if training.warmup_steps is None else training.warmup_steps
 
 
-def told(config: RankerConfig, decided: DecidedConfig, days: Sequence[Day], hashed_rows: int) -> str:
+def decisions_message(config: RankerConfig, decided: DecidedConfig, days: Sequence[Day], hashed_rows: int) -> str:
     """Return a log line with what the rules decided before the training; empty: nothing.
 
     Args:
@@ -187,7 +187,7 @@ def told(config: RankerConfig, decided: DecidedConfig, days: Sequence[Day], hash
     return f"ranker: by rule, from {rows:,} rows of {len(days)} dates: {', '.join(decisions)}" if decisions else ""
 
 
-def described(config: RankerConfig, decided: DecidedConfig, days: Sequence[Day], steps: int) -> dict[str, Any]:
+def describe_decisions(config: RankerConfig, decided: DecidedConfig, days: Sequence[Day], steps: int) -> dict[str, Any]:
     """Return the decisions and their inputs, as JSON-ready data for the summary.
 
     Args:

@@ -69,9 +69,9 @@ class RankerBundle:
         Raises:
             DataError: a file cannot be read, or a tensor has another shape than in the model.
         """
-        self.load_but(sharded, features, lambda name: False, {})
+        self.load_except(sharded, features, lambda name: False, {})
 
-    def load_but(
+    def load_except(
         self,
         sharded: ShardedRanker,
         features: ArmFeatures,
@@ -93,7 +93,7 @@ class RankerBundle:
         try:
             fill({name: tensor for name, tensor in whole.items() if not is_left(name)}, saved)
         except ValueError as error:
-            raise self._misfit(error) from error
+            raise self._mismatch(error) from error
 
     def load_tables(
         self,
@@ -105,7 +105,7 @@ class RankerBundle:
         """Load only the tables and their states, except what is left, and return the saved network's tensors.
 
         Args:
-            sharded, features, is_left, rows_left: see `load_but`.
+            sharded, features, is_left, rows_left: see `load_except`.
 
         Raises:
             DataError: see `load`.
@@ -115,12 +115,12 @@ class RankerBundle:
         try:
             saved = read_state(self.path, {name: part for name, part in spread.items() if not is_left(name)})
         except (OSError, SafetensorError, ValueError) as error:
-            raise self._misfit(error) from error
+            raise self._mismatch(error) from error
         for part, places, values in left:
             part[places] = values
         return saved
 
-    def _misfit(self, error: Exception) -> DataError:
+    def _mismatch(self, error: Exception) -> DataError:
         return DataError(f"{self.path}: cannot be loaded into this model: {error}")
 
 

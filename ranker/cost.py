@@ -71,8 +71,8 @@ def column_cost(dataset: Dataset, dates: Dates, columns: Sequence[str]) -> Colum
         Bytes per impression.
     """
     compressed = uncompressed = 0.0
-    for table, own in _stored_in(dataset, columns).items():
-        files = _sampled(dataset.files(table, *dates))
+    for table, own in _columns_by_table(dataset, columns).items():
+        files = _sample_files(dataset.files(table, *dates))
         chunks = list(_chunks([file.path for file in files], own))
         impressions = _impressions(dataset, table, dates) * sum(file.rows for file in files)
         compressed += sum(chunk.total_compressed_size for chunk in chunks) / max(impressions, 1)
@@ -80,7 +80,7 @@ def column_cost(dataset: Dataset, dates: Dates, columns: Sequence[str]) -> Colum
     return ColumnCost(compressed, uncompressed)
 
 
-def _stored_in(dataset: Dataset, columns: Sequence[str]) -> dict[str, list[str]]:
+def _columns_by_table(dataset: Dataset, columns: Sequence[str]) -> dict[str, list[str]]:
     of_events, of_requests = columns_by_table(dataset, columns)
     tables = {**of_events, **of_requests}
     return {table: [name for name in own if name in columns] for table, own in tables.items() if {*own} & {*columns}}
@@ -92,14 +92,14 @@ def _impressions(dataset: Dataset, table: str, dates: Dates) -> float:
     return events / max(rows, 1)
 
 
-def _sampled(files: Sequence[CountedFile]) -> Sequence[CountedFile]:
+def _sample_files(files: Sequence[CountedFile]) -> Sequence[CountedFile]:
     """Return all files, or `MAX_FILES` evenly spaced ones."""
     return files[:: max(1, -(-len(files) // MAX_FILES))]
 
 
 def mean_entries(dataset: Dataset, dates: Dates, column: str) -> float:
     """Return the mean entries per request of a list column, from metadata; an empty list counts as one entry."""
-    files = _sampled(dataset.files("requests", *dates))
+    files = _sample_files(dataset.files("requests", *dates))
     entries: int = sum(chunk.num_values for chunk in _chunks([file.path for file in files], (column,)))
     return entries / max(1, sum(file.rows for file in files))
 

@@ -21,7 +21,7 @@ ID_BYTES, LENGTH_BYTES, NUMBER_BYTES = 8, 8, 4
 PerRank = npt.NDArray[np.float64]
 
 
-class Sent(NamedTuple):
+class SentBytes(NamedTuple):
     """Bytes that each of the R ranks sends to others in a step: ids, looked-up vectors, and gradients."""
 
     ids_R: PerRank
@@ -33,13 +33,13 @@ class Sent(NamedTuple):
         return self.ids_R + self.forward_R + self.backward_R
 
 
-def sent(table: PlannedTable, ranks: int) -> Sent:
+def count_sent(table: PlannedTable, ranks: int) -> SentBytes:
     """Count the bytes that ranks send for one table's lookups, assuming ids spread evenly over the table's rows.
 
     Args:
         table: its placement, and b. ranks: R.
     """
-    each = Sent(np.zeros(ranks), np.zeros(ranks), np.zeros(ranks))
+    each = SentBytes(np.zeros(ranks), np.zeros(ranks), np.zeros(ranks))
     for shard in table.shards:
         rows, columns = shard.size
         ids = table.lookups * table.ids * rows / table.rows
@@ -52,7 +52,7 @@ def sent(table: PlannedTable, ranks: int) -> Sent:
     return each
 
 
-def sent_by_all(plan: TablePlan) -> Sent:
+def count_all_sent(plan: TablePlan) -> SentBytes:
     """Count the bytes that each rank sends in a step, for all tables together."""
-    tables = [sent(table, plan.cluster.ranks) for table in plan.tables]
-    return Sent(*(np.sum(parts, axis=0) for parts in zip(*tables, strict=True)))
+    tables = [count_sent(table, plan.cluster.ranks) for table in plan.tables]
+    return SentBytes(*(np.sum(parts, axis=0) for parts in zip(*tables, strict=True)))

@@ -24,8 +24,8 @@ from sidestack.encoder.signals import stored_precisions
 from sidestack.infra.distributed import raise_on_all_ranks
 from sidestack.infra.errors import DataError, SpecError
 from sidestack.infra.manifest import read_manifest
-from sidestack.infra.registration import registered
-from sidestack.infra.sealed import sealed
+from sidestack.infra.registration import register_if_named
+from sidestack.infra.sealed import seal
 from sidestack.infra.served import load_served, save_served
 from sidestack.infra.snapshot import CONTENT, Dataset, read_dataset
 from sidestack.infra.stage import StageRun, run_stage, with_inputs
@@ -82,7 +82,7 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
         ranker=described, tables=config.tables, sids=sids, scales=scales, max_candidates=config.max_candidates,
         max_history=config.max_history, lineage=_lineage(run, sids), files=file_digests(version),
     )  # fmt: skip
-    (version / SERVED_FILE).write_bytes(sealed(served))
+    (version / SERVED_FILE).write_bytes(seal(served))
     rows = config.checked_rows * (1 if config.tables == "float32" else QUANTIZED_ROWS)
     reference = read_reference(dataset, described, run.inputs["model"], rows)
     found = check(ServedRanker(version), reference, config)
@@ -94,9 +94,9 @@ def _export(run: StageRun[RankerExportConfig]) -> None:
     )  # fmt: skip
     shutil.rmtree(version)  # the MLflow model has a copy
     _require_equal_answer(model, reference, found.largest_difference)
-    number = registered(model, config.registered_model, config.alias, _tags(served), "ranker_export", run.log)
+    number = register_if_named(model, config.registered_model, config.alias, _tags(served), "ranker_export", run.log)
     size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
-    run.log.say(f"ranker_export: {len(reference.p_TN[0]):,} held-out rows answered, {found}; {size:,} bytes")
+    run.log.info(f"ranker_export: {len(reference.p_TN[0]):,} held-out rows answered, {found}; {size:,} bytes")
     run.log.summary({"bytes": size, "registered": number, "lineage": served.lineage, **found._asdict()})
     run.facts["lineage"] = served.lineage
 

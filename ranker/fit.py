@@ -152,7 +152,7 @@ def search_epochs(
     with trainer.saved_before_stop(), progress as advance:
         found = search.run(advance)
     by_epoch = ", ".join(f"{mean:.4f}" for mean in found.means)
-    run.log.say(
+    run.log.info(
         f"ranker: epochs={found.best}, of at most {config.training.epochs}: mean NE on the validation window, epoch by"
         f" epoch: {by_epoch}; {found.seconds:.0f} s"
     )

@@ -84,17 +84,17 @@ def describe_tables(trained: Split, held_out: Split, dim: int, max_rows: int = M
     tables = trained.features.tables
     seen = {feature.column: DistinctIds() for feature in tables}
     rows_counted = 0
-    for table in sampled(trained, _columns(tables), max_rows):
+    for table in sample_rows(trained, _columns(tables), max_rows):
         rows_counted += table.num_rows
         for feature, ids in _ids(tables, table):
             seen[feature.column].add(pa.array(ids))
     known = {name: distinct.ids() for name, distinct in seen.items()}
     looked_up = dict.fromkeys(known, (0, 0))
-    for table in sampled(held_out, _columns(tables), max_rows):
+    for table in sample_rows(held_out, _columns(tables), max_rows):
         for feature, ids in _ids(tables, table):
             total, never = looked_up[feature.column]
             looked_up[feature.column] = total + len(ids), never + int((~_is_in(ids, known[feature.column])).sum())
-    described = [_described(feature, known[feature.column], looked_up[feature.column], dim) for feature in tables]
+    described = [_describe_table(feature, known[feature.column], looked_up[feature.column], dim) for feature in tables]
     return {"rows_counted": rows_counted, "tables": described}
 
 
@@ -108,7 +108,7 @@ def _columns(tables: Sequence[IdFeature]) -> list[str]:
     return list(dict.fromkeys(column for feature in tables for column in feature.columns))
 
 
-def sampled(split: Split, columns: Sequence[str], max_rows: int, check: Check | None = None) -> Iterator[pa.Table]:
+def sample_rows(split: Split, columns: Sequence[str], max_rows: int, check: Check | None = None) -> Iterator[pa.Table]:
     """Yield some columns of all row groups, or of evenly spaced ones of about `max_rows` rows."""
     rows = split.read(columns, check)
     total, read, at = rows.num_rows, 0, 0
@@ -133,7 +133,7 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
     return values.drop_null().combine_chunks()
 
 
-def _described(feature: IdFeature, ids: Ids, held_out: tuple[int, int], dim: int) -> dict[str, Any]:
+def _describe_table(feature: IdFeature, ids: Ids, held_out: tuple[int, int], dim: int) -> dict[str, Any]:
     return {
         "table": feature.table,
         "is_sid": feature.is_sid,

@@ -98,14 +98,14 @@ def shuffle(rows: Rows, columns: Sequence[str], rng: np.random.Generator) -> Row
     own = [name for name in columns if name in rows.own.column_names]
     shared = [name for name in columns if name not in own]
     order_N, order_R = rng.permutation(rows.own.num_rows), rng.permutation(rows.shared.num_rows)
-    moved = _moved(rows.shared, shared, order_R)
+    moved = _permute_columns(rows.shared, shared, order_R)
     if HISTORY_TIMES in shared:
         at = moved.schema.get_field_index(HISTORY_TIMES)
-        moved = moved.set_column(at, moved.schema.field(at), _kept_distance(rows.shared, order_R))
-    return replace(rows, own=_moved(rows.own, own, order_N), shared=moved)
+        moved = moved.set_column(at, moved.schema.field(at), _shift_history_times(rows.shared, order_R))
+    return replace(rows, own=_permute_columns(rows.own, own, order_N), shared=moved)
 
 
-def _moved(table: pa.Table, columns: Sequence[str], order_N: npt.NDArray[np.int64]) -> pa.Table:
+def _permute_columns(table: pa.Table, columns: Sequence[str], order_N: npt.NDArray[np.int64]) -> pa.Table:
     """Return a table with the values of some columns reordered."""
     moved = take_rows(table.select(columns), order_N)
     for name in columns:
@@ -113,7 +113,7 @@ def _moved(table: pa.Table, columns: Sequence[str], order_N: npt.NDArray[np.int6
     return table
 
 
-def _kept_distance(requests: pa.Table, order_R: npt.NDArray[np.int64]) -> pa.Array:
+def _shift_history_times(requests: pa.Table, order_R: npt.NDArray[np.int64]) -> pa.Array:
     """Return the reordered times of histories, shifted by the difference of the requests' times."""
     time_R = requests["event_time"].cast(pa.int64()).to_numpy()
     lists = take_rows(requests.select([HISTORY_TIMES]), order_R)[HISTORY_TIMES].combine_chunks()

@@ -97,7 +97,7 @@ class GainEstimate:
     interval: tuple[float, float]
     replicates: tuple[float, ...]
 
-    def turned(self) -> "GainEstimate":
+    def negated(self) -> "GainEstimate":
         """Return the estimate with every sign flipped."""
         low, high = self.interval
         return GainEstimate(-self.gain, (-high, -low), tuple(-gain for gain in self.replicates))
@@ -184,7 +184,7 @@ def estimate_gain(
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(gains_B, [tail, 1.0 - tail], method="hazen")  # treats draws as such midpoints too
     lowered = GainEstimate(float(1.0 - ratio), (float(low), float(high)), tuple(gains_R.tolist()))
-    return lowered if better == "lower" else lowered.turned()
+    return lowered if better == "lower" else lowered.negated()
 
 
 def _deviation(values_R: Floats) -> float:

@@ -19,7 +19,7 @@ from sidestack.infra.tables import TaskSpec, ancestors
 from sidestack.ranker.convert import as_array
 from sidestack.ranker.measures import TaskMeasures, measure_task
 from sidestack.ranker.predictions import sorted_predictions, sorting
-from sidestack.ranker.spans import counted
+from sidestack.ranker.spans import mask_uncounted
 
 
 def prediction_schema(tasks: Iterable[str]) -> pa.Schema:
@@ -61,7 +61,7 @@ def prediction_rows(
 
 def judged_label(table: pa.Table, tasks: Mapping[str, TaskSpec], task: str) -> pa.Array:
     """Return a task's label, null where not all of its ancestors happened, or where it does not count."""
-    label = counted(table, task, as_array(table, task))
+    label = mask_uncounted(table, task, as_array(table, task))
     for ancestor in ancestors(tasks, task):
         label = pc.if_else(pc.equal(as_array(table, ancestor), 1), label, None)
     return label
@@ -82,18 +82,18 @@ def prediction_metrics(path: Path, tasks: Sequence[str]) -> dict[str, dict[str, 
         DataError: the predictions break their contract; see `ranker.predictions.sorted_predictions`.
     """
     with sorting(path) as database, sorted_predictions(path, tasks, database) as predictions:
-        return {task: _told(task, measure_task(predictions, task)) for task in tasks}
+        return {task: _task_values(task, measure_task(predictions, task)) for task in tasks}
 
 
-def _told(task: str, measured: TaskMeasures) -> dict[str, Any]:
-    told: dict[str, Any] = {"num": measured.num, "positives": measured.positives}
+def _task_values(task: str, measured: TaskMeasures) -> dict[str, Any]:
+    values: dict[str, Any] = {"num": measured.num, "positives": measured.positives}
     for name, measure in measured.metrics.items():
-        told[name] = measure.value
-        told |= {f"{name}_{count}": number for count, number in measure.counts.items()}
-    return told | _reason(task, measured)
+        values[name] = measure.value
+        values |= {f"{name}_{count}": number for count, number in measure.counts.items()}
+    return values | _undefined_reason(task, measured)
 
 
-def _reason(task: str, measured: TaskMeasures) -> dict[str, str]:
+def _undefined_reason(task: str, measured: TaskMeasures) -> dict[str, str]:
     num, positives = measured.num, measured.positives
     if num == 0:
         return {"reason": f"no row has a complete {task} label"}

@@ -63,7 +63,7 @@ class GlobalLoss(nn.Module):
 
     def counts(self, batch: RankerBatch) -> Tensor:
         """Return the number of a batch's labels in the loss, and of positives among them, by task: float64 [2, T]."""
-        labels_BT, weights_BT = self._counted(batch)
+        labels_BT, weights_BT = self._loss_labels(batch)
         return torch.stack([weights_BT.sum(0), (labels_BT * weights_BT).sum(0)]).double()
 
     def take_unsummed(self) -> Tensor | None:
@@ -73,8 +73,10 @@ class GlobalLoss(nn.Module):
 
     def forward(self, logits_BT: Tensor, batch: RankerBatch) -> tuple[Tensor, StepOutput]:
         """Return this rank's loss to differentiate, and the step's output, without a GPU synchronization."""
-        labels_BT, weights_BT = self._counted(batch)
-        losses_BT = binary_cross_entropy_with_logits(self._judged(logits_BT), labels_BT, reduction="none") * weights_BT
+        labels_BT, weights_BT = self._loss_labels(batch)
+        losses_BT = (
+            binary_cross_entropy_with_logits(self._loss_logits(logits_BT), labels_BT, reduction="none") * weights_BT
+        )
         sums_T = losses_BT.sum(0)
         world_size = dist.get_world_size()
         assert batch.counts_2T is not None or world_size == 1, "the counts of a part are not those of the global batch"
@@ -87,14 +89,14 @@ class GlobalLoss(nn.Module):
         loss = world_size * (self.task_weights_T * sums_T / counts_2T[0].clamp(min=1.0).float()).sum()
         return loss, StepOutput(logits_BT.detach().sigmoid(), totals_3T, batch.source)
 
-    def _judged(self, logits_BT: Tensor) -> Tensor:
+    def _loss_logits(self, logits_BT: Tensor) -> Tensor:
         """Return the logits that enter the loss."""
         if not self.in_entire_space:
             return logits_BT
         joint = [reduce(joint_logit, [logits_BT[:, i] for i in chain]) for chain in self.chains]
         return torch.stack(joint, dim=1)
 
-    def _counted(self, batch: RankerBatch) -> tuple[Tensor, Tensor]:
+    def _loss_labels(self, batch: RankerBatch) -> tuple[Tensor, Tensor]:
         """Return the labels that enter the loss, and weights: 1 where a label counts, else 0."""
         labels_BT, weights_BT = batch.labels_BT, batch.weights_BT
         if not self.in_entire_space:  # an ancestor's label that is not known is 0
@@ -115,7 +117,7 @@ def joint_logit(first_B: Tensor, second_B: Tensor) -> Tensor:
     return log_first_B + logsigmoid(second_B) - log_neither_B
 
 
-class LookedUp(nn.Module):
+class LookupResults(nn.Module):
     """The unpacking of torchrec's results; a module, so that the pipeline does not trace into it."""
 
     def forward(self, bags: KeyedTensor, request_bags: KeyedTensor, sequences: dict[str, JaggedTensor]) -> Vectors:
@@ -153,7 +155,7 @@ class Ranker(nn.Module):
             device=meta,
             tables=[EmbeddingConfig(**_table(feature, dim)) for feature in features.sequences],
         )
-        self.looked_up = LookedUp()
+        self.looked_up = LookupResults()
         self.body = Body(features, config, constants).to(device)
         self.loss = GlobalLoss(features.tasks, config.training.children).to(device)
 

@@ -29,7 +29,7 @@ from sidestack.ranker.budget import LARGE_LOG, DecidedConfig, decide, even_days,
 from sidestack.ranker.config import RankerConfig
 from sidestack.ranker.constants import ModelConstants, shaped_constants
 from sidestack.ranker.cost import column_cost, expected_traffic
-from sidestack.ranker.exchange import ID_BYTES, LENGTH_BYTES, NUMBER_BYTES, sent, sent_by_all
+from sidestack.ranker.exchange import ID_BYTES, LENGTH_BYTES, NUMBER_BYTES, count_all_sent, count_sent
 from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
 from sidestack.ranker.plan_report import print_report
 from sidestack.ranker.planner import (
@@ -95,7 +95,7 @@ def dry_run(work: Workload, cluster: Cluster, samples_per_second: float | None =
         work: the training. cluster: the ranks. samples_per_second: over all ranks, for hours and bandwidth.
 
     Returns:
-        `TablePlan.described()`, with `fits`, `arm`, `bytes`, `exchange`, `training` and `sid_columns`, all JSON.
+        `TablePlan.describe()`, with `fits`, `arm`, `bytes`, `exchange`, `training` and `sid_columns`, all JSON.
 
     Raises:
         ConfigError: batches and lanes do not divide. NoPlanError: the tables do not fit.
@@ -108,7 +108,7 @@ def dry_run(work: Workload, cluster: Cluster, samples_per_second: float | None =
     return {
         "fits": True,
         "arm": work.config.arm,
-        **plan.described(),
+        **plan.describe(),
         "bytes": {table.name: table.bytes for table in plan.tables},
         "exchange": exchange,
         "training": _training(work, exchange, samples_per_second),
@@ -117,10 +117,10 @@ def dry_run(work: Workload, cluster: Cluster, samples_per_second: float | None =
 
 
 def _exchange(plan: TablePlan, dense: int) -> dict[str, Any]:
-    ranks, everything = plan.cluster.ranks, sent_by_all(plan)
+    ranks, everything = plan.cluster.ranks, count_all_sent(plan)
     tables = {}
     for table in plan.tables:
-        own = sent(table, ranks)
+        own = count_sent(table, ranks)
         means = {name.removesuffix("_R"): float(values.mean()) for name, values in own._asdict().items()}
         tables[table.name] = means | _arithmetic(table, ranks)
     return {
@@ -132,7 +132,7 @@ def _exchange(plan: TablePlan, dense: int) -> dict[str, Any]:
 
 
 def _arithmetic(table: PlannedTable, ranks: int) -> dict[str, str]:
-    """Return the arithmetic of `sent` as text, as the mean over ranks."""
+    """Return the arithmetic of `count_sent` as text, as the mean over ranks."""
     share, ids = f"{ranks - 1}/{ranks} x {table.lookups}", table.ids
     asked = sum(shard.size[0] for shard in table.shards) / table.rows  # how many shards each id is sent to
     columns = sum(shard.size[1] for shard in table.shards)  # over all partial sums of a pooled row

@@ -154,7 +154,7 @@ class TablePlan:
             bytes_R2[shard.rank] += (shard.device_bytes, shard.host_bytes)
         return bytes_R2
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
         constraints = {
             name: {
@@ -232,7 +232,7 @@ def plan_tables(
         shortage = _shortage(options, cluster, (room.hbm, room.ddr), config)
         reason = " ".join(str(error).rsplit("Last planner error:", 1)[-1].split())
         raise NoPlanError("\n".join([*shortage, f"  torchrec: {reason[:300]}"])) from error
-    planned = tuple(_planned(option, limits[option.name].batch_sizes[0]) for option in chosen)
+    planned = tuple(_planned_table(option, limits[option.name].batch_sizes[0]) for option in chosen)
     return TablePlan(cluster, batch_size, limits, planned, sharding)
 
 
@@ -257,7 +257,7 @@ def _options(
     return options
 
 
-def _planned(option: ShardingOption, lookups: int) -> PlannedTable:
+def _planned_table(option: ShardingOption, lookups: int) -> PlannedTable:
     rows, dim = option.tensor.shape
     shards = tuple(
         PlannedShard(shard.rank, tuple(shard.offset), tuple(shard.size), shard.storage.hbm, shard.storage.ddr)

@@ -84,13 +84,13 @@ def _checked(group: RowGroup, tasks: Sequence[str], further: Sequence[str]) -> p
     for task, score in zip(tasks, scores, strict=True):
         labels, chances = table[task], table[score]
         known = pc.is_in(labels, pa.array([0, 1, None], labels.type))
-        _refuse(labels, known, task, group, "0, 1 or null")
+        _require_good(labels, known, task, group, "0, 1 or null")
         inside = pc.and_(pc.greater_equal(chances, 0.0), pc.less_equal(chances, 1.0))
-        _refuse(chances, inside, score, group, "a probability in [0, 1]")
+        _require_good(chances, inside, score, group, "a probability in [0, 1]")
     return table
 
 
-def _refuse(values: pa.ChunkedArray, good: pa.ChunkedArray, name: str, group: RowGroup, rule: str) -> None:
+def _require_good(values: pa.ChunkedArray, good: pa.ChunkedArray, name: str, group: RowGroup, rule: str) -> None:
     bad = values.filter(pc.invert(good))
     if len(bad):
         raise DataError(f"{group}: column {name!r} holds {bad[0].as_py()!r}; must be {rule}")

@@ -13,11 +13,11 @@ from sidestack.ranker.config import RankerConfig
 from sidestack.ranker.constants import ModelConstants, read_constants
 from sidestack.ranker.cost import expected_traffic
 from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
+from sidestack.ranker.id_counts import admit_ids
 from sidestack.ranker.planner import Traffic
 from sidestack.ranker.reader import Split, content_read
 from sidestack.ranker.row_maps import with_row_maps
 from sidestack.ranker.scaling import dense_moments
-from sidestack.ranker.sightings import admit_ids
 from sidestack.ranker.warm_start import WarmStart, open_start
 
 

@@ -40,7 +40,7 @@ from sidestack.ranker.convert import (
 from sidestack.ranker.features import HISTORY_IDS, ArmFeatures
 from sidestack.ranker.id_feature import IdFeature
 from sidestack.ranker.newest import NewestEntries
-from sidestack.ranker.spans import Span, SpannedRows, counted, open_impressions, spans_of
+from sidestack.ranker.spans import Span, SpannedRows, mask_uncounted, open_impressions, spans_of
 
 Integers = npt.NDArray[np.int64]
 
@@ -205,7 +205,7 @@ def _labels(batch: Batch, tasks: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     for place, task in enumerate(tasks):
         column = as_array(batch.table, task)
         labels_BT[:, place] = as_numpy(without_nulls(column))
-        weights_BT[:, place] = batch.valid_N & known(counted(batch.table, task, column))
+        weights_BT[:, place] = batch.valid_N & known(mask_uncounted(batch.table, task, column))
     return torch.from_numpy(labels_BT), torch.from_numpy(weights_BT)
 
 

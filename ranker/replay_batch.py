@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sidestack.infra.distributed import World, started
+from sidestack.infra.distributed import World, process_group
 from sidestack.infra.errors import SidestackError
 from sidestack.infra.manifest import MANIFEST, fetched
 from sidestack.infra.remote.copies import folders
-from sidestack.infra.remote.urls import local_argument, place
+from sidestack.infra.remote.urls import local_argument, local_path
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.stage import quiet
 from sidestack.infra.state import fill, read_state
@@ -62,12 +62,12 @@ def replay(folder: Path, rank: int, world: World) -> Replay:
     inputs = [name for name, value in vars(batch).items() if not _is_finite(value)]
     found: list[str] = []
 
-    def look(name: str, output: Any) -> None:
+    def check_output(name: str, output: Any) -> None:
         if not all(map(_is_finite, _tensors(output))):
             found.append(name)
 
     for name, module in sharded.model.module.named_modules():
-        module.register_forward_hook(lambda module, args, output, name=name: look(name, output))
+        module.register_forward_hook(lambda module, args, output, name=name: check_output(name, output))
     with torch.no_grad():
         loss, _ = sharded.model(batch.to(world.device))
     return Replay(checkpoint, inputs, found[0] if found else None, float(loss))
@@ -76,9 +76,11 @@ def replay(folder: Path, rank: int, world: World) -> Replay:
 def _model(saved: SavedBatch, world: World) -> tuple[ShardedRanker, Path | None]:
     """Build the model, and load the last checkpoint if there is one."""
     features = saved.ranker.features()
-    constants = read_constants(read_dataset(fetched(place(saved.dataset))), features.constants)
+    constants = read_constants(read_dataset(fetched(local_path(saved.dataset))), features.constants)
     sharded = build_sharded(features, saved.ranker.config, world, constants)
-    steps = sorted(path for path in folders(place(saved.checkpoints), having=MANIFEST) if path.name.startswith("step-"))
+    steps = sorted(
+        path for path in folders(local_path(saved.checkpoints), having=MANIFEST) if path.name.startswith("step-")
+    )
     if not saved.checkpoints or not steps:
         return sharded, None
     sharded.make_dense_state()
@@ -114,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet()
     try:
         rank = arguments.rank if arguments.rank is not None else next(iter(saved_ranks(arguments.folder)), 0)
-        with started() as world:
+        with process_group() as world:
             print(replay(arguments.folder, rank, world))
     except SidestackError as error:
         sys.exit(f"error: {error}")

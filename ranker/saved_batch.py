@@ -61,15 +61,15 @@ def saved_if_not_finite(run: StageRun[RankerConfig], ranker: Description) -> Ite
             raise
         folder = run.target.with_name(f"{run.target.name}.nonfinite")
         have = gather(run.world, error.is_own)
-        told = f"{error}; see python -m sidestack.ranker.replay_batch {folder}"
+        message = f"{error}; see python -m sidestack.ranker.replay_batch {folder}"
         if error.is_own or not any(have):
             checkpoints = "" if run.checkpoints is None else address(run.checkpoints.path)
             dataset = address(run.inputs["dataset"].absolute())
             try:
                 _save(folder, run.world, error, ranker, dataset, checkpoints)
             except OSError as fault:  # the loss is the more important error
-                told = f"{error}; the batch could not be saved in {folder}: {fault}"
-        raise NonFiniteLossError(told, error.batch, error.is_own) from error
+                message = f"{error}; the batch could not be saved in {folder}: {fault}"
+        raise NonFiniteLossError(message, error.batch, error.is_own) from error
 
 
 def _save(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sidestack.infra.distributed import World, broadcast, raise_on_all_ranks
 from sidestack.ranker.blocks import compressed
-from sidestack.ranker.id_tables import MAX_ROWS, sampled
+from sidestack.ranker.id_tables import MAX_ROWS, sample_rows
 from sidestack.ranker.reader import Split, check_rows
 
 Floats = npt.NDArray[np.float64]
@@ -58,7 +58,7 @@ def dense_moments(split: Split, world: World, max_rows: int = MAX_ROWS) -> Tenso
     check = partial(check_rows, features=split.features, spec=split.dataset.spec)
     with raise_on_all_ranks(world, "reading the dense features"):
         if world.is_main:
-            for table in sampled(split, names, max_rows, check):
+            for table in sample_rows(split, names, max_rows, check):
                 values_NF = np.stack([table[name].to_numpy() for name in names], axis=1)
                 moments.add(compressed(torch.from_numpy(values_NF)).double().numpy())
     mean_F, scale_F = broadcast(world, (moments.mean_F, moments.scale()))

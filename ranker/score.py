@@ -39,7 +39,7 @@ from sidestack.ranker.fit import start_model
 from sidestack.ranker.predict import predict
 from sidestack.ranker.predictions import FOLDER as PREDICTIONS
 from sidestack.ranker.reader import Split, content_read
-from sidestack.ranker.score_config import ScoreConfig, named
+from sidestack.ranker.score_config import ScoreConfig, format_ranges
 from sidestack.ranker.trainer import Model
 
 
@@ -81,7 +81,7 @@ def score(run: StageRun[ScoreConfig]) -> None:
         require_trained_columns(bundle.description, dataset.spec, where)
         require_sids(bundle.description, dataset_sids(dataset), where)
         parts = parts_of(dataset, run.config)
-    scoring = _loaded(run, bundle, dataset, parts)
+    scoring = _load_scoring(run, bundle, dataset, parts)
     began, fresh = time.monotonic(), 0
     for number, part in enumerate(parts):
         fresh += 0 if _score_part(run, scoring, number, part) else part.rows
@@ -91,7 +91,7 @@ def score(run: StageRun[ScoreConfig]) -> None:
     seconds, rows = time.monotonic() - began, sum(part.rows for part in parts)
     if world.is_main:
         speed = f", {fresh / seconds:,.0f} rows/s" if fresh else ""
-        run.log.say(f"score: {rows:,} rows, {rows - fresh:,} of them scored before{speed}")
+        run.log.info(f"score: {rows:,} rows, {rows - fresh:,} of them scored before{speed}")
         run.log.summary({"rows": rows, "scored_before": rows - fresh, "rows_per_second": fresh / seconds})
     run.facts["rows"] = rows
     barrier(world)
@@ -106,17 +106,17 @@ def parts_of(dataset: Dataset, config: ScoreConfig) -> list[Part]:
     parts: list[Part] = []
     row = 0
     for dates in config.dates or ((date.min, date.max),):
-        for entries in _grouped(dataset.partitions("events", *dates), config.part_rows):
+        for entries in _group_entries(dataset.partitions("events", *dates), config.part_rows):
             rows = sum(entry.rows for entry in entries)
             parts.append(Part((entries[0].date, entries[-1].date), row, rows))
             row += rows
     if not row:
-        which = f" from {named(config.dates)}" if config.dates else ""
+        which = f" from {format_ranges(config.dates)}" if config.dates else ""
         raise DataError(f"{dataset.path}: the snapshot has no rows{which}")
     return parts
 
 
-def _grouped(entries: Sequence[PartitionEntry], rows: int) -> Iterator[list[PartitionEntry]]:
+def _group_entries(entries: Sequence[PartitionEntry], rows: int) -> Iterator[list[PartitionEntry]]:
     group: list[PartitionEntry] = []
     for entry in entries:
         group.append(entry)
@@ -127,7 +127,7 @@ def _grouped(entries: Sequence[PartitionEntry], rows: int) -> Iterator[list[Part
         yield group
 
 
-def _loaded(run: StageRun[ScoreConfig], bundle: RankerBundle, dataset: Dataset, parts: Sequence[Part]) -> Scoring:
+def _load_scoring(run: StageRun[ScoreConfig], bundle: RankerBundle, dataset: Dataset, parts: Sequence[Part]) -> Scoring:
     assert run.checkpoints is not None
     world, config = run.world, bundle.description.config
     dates = parts[0].dates[0], parts[-1].dates[1]

@@ -10,7 +10,7 @@ from sidestack.infra.config import Config
 from sidestack.ranker.config import Dates
 
 
-def _in_ranges(value: Any) -> Any:
+def _as_ranges(value: Any) -> Any:
     is_range = isinstance(value, list | tuple) and len(value) == 2 and not isinstance(value[0], list | tuple)
     return [value] if is_range else value
 
@@ -18,7 +18,7 @@ def _in_ranges(value: Any) -> Any:
 class ScoreConfig(Config):
     """Section `score`."""
 
-    dates: Annotated[tuple[Dates, ...], BeforeValidator(_in_ranges)] = ()
+    dates: Annotated[tuple[Dates, ...], BeforeValidator(_as_ranges)] = ()
     """First and last date to score, or several such ranges in order; by default all dates of the snapshot."""
     part_rows: PositiveInt = 1_000_000
     """A part ends with the date on which it reaches this many rows. A resumed run repeats at most one part."""
@@ -27,10 +27,10 @@ class ScoreConfig(Config):
     def _check_order(self) -> "ScoreConfig":
         is_apart = all(before[1] < after[0] for before, after in itertools.pairwise(self.dates))
         if not is_apart or any(first > last for first, last in self.dates):
-            raise ValueError(f"dates: {named(self.dates)}: must be in order, and apart")
+            raise ValueError(f"dates: {format_ranges(self.dates)}: must be in order, and apart")
         return self
 
 
-def named(dates: Iterable[Dates]) -> str:
+def format_ranges(dates: Iterable[Dates]) -> str:
     """Return ranges of dates as text."""
     return ", ".join(f"{first} to {last}" for first, last in dates)

@@ -142,7 +142,7 @@ def open_impressions(
     return SpannedRows(spans, tasks, impressions)
 
 
-def counted(table: pa.Table, task: str, label: pa.Array) -> pa.Array:
+def mask_uncounted(table: pa.Table, task: str, label: pa.Array) -> pa.Array:
     """Return a task's labels, null where they do not count.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sidestack.infra.distributed import gather
 from sidestack.infra.stage import StageRun
-from sidestack.ranker.budget import described
+from sidestack.ranker.budget import describe_decisions
 from sidestack.ranker.config import Dates, RankerConfig
 from sidestack.ranker.cost import column_cost, embedding_bytes, peak_memory_bytes
 from sidestack.ranker.fit import Fitted
@@ -35,7 +35,7 @@ def write_summary(
     if not world.is_main:
         return
     if entries_cut:
-        run.log.say(f"histories were cut to their newest entries: {entries_cut:,} of {entries:,} were left out")
+        run.log.info(f"histories were cut to their newest entries: {entries_cut:,} of {entries:,} were left out")
     config, fitting, held_out = fitted.config, prepared.fitting, prepared.held_out
     measured = prediction_metrics(run.out, tuple(prepared.features.tasks))
     summary = {
@@ -51,20 +51,21 @@ def write_summary(
         "plan": plan_facts(sharded.plan, stored),
         **describe_tables(fitting, held_out, config.model.embedding_dim),
     }
-    plan = {**sharded.plan.described(), "real_bytes": stored}
+    plan = {**sharded.plan.describe(), "real_bytes": stored}
     (run.out / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
     run.log.metrics(summary["steps"], named_metrics(config.holdout.kind, measured, all_metrics()))
     run.log.summary(summary)
-    run.log.say(_closing_line(config, measured, summary["samples_per_second"]))
+    run.log.info(_closing_line(config, measured, summary["samples_per_second"]))
 
 
 def _training(run: StageRun[RankerConfig], prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
     """Return how the arm was trained: steps and speed, budget, dates, labels, admitted ids, and its warm start."""
     trained, fitting, held_out, start = fitted.trainer.summary(), prepared.fitting, prepared.held_out, prepared.start
     validation = None if fitted.validation is None else asdict(fitted.validation)
+    decisions = describe_decisions(run.config, fitted.config, prepared.days, trained["steps"])
     return {
         **trained,
-        "budget": described(run.config, fitted.config, prepared.days, trained["steps"]) | {"validation": validation},
+        "budget": {**decisions, "validation": validation},
         "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)},
         "labels": {name: _by_task(split) for name, split in (("train", fitting), ("held_out", held_out))},
         "admission": {column: turnover._asdict() for column, turnover in prepared.turnover.items()},

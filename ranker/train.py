@@ -16,7 +16,7 @@ from sidestack.infra.distributed import barrier, raise_on_all_ranks
 from sidestack.infra.stage import StageRun, run_stage
 from sidestack.infra.tracking import RunLog
 from sidestack.ranker.admission import Turnover
-from sidestack.ranker.budget import told
+from sidestack.ranker.budget import decisions_message
 from sidestack.ranker.bundle import describe, save_bundle
 from sidestack.ranker.config import AdmissionConfig, RankerConfig
 from sidestack.ranker.fit import fit, open_readers, start_model
@@ -62,12 +62,12 @@ def _log_decisions(run: StageRun[RankerConfig], prepared: Prepared) -> None:
     """Log what rules decided, which ids got rows, and which settings have no effect."""
     config, features = prepared.config, prepared.features
     if prepared.start is not None:
-        prepared.start.tell(run.log, features)
+        prepared.start.log(run.log, features)
     for column, turnover in prepared.turnover.items():
-        run.log.say(f"ranker: {column}: {_turnover_line(turnover, config.model.admission[column])}")
+        run.log.info(f"ranker: {column}: {_turnover_line(turnover, config.model.admission[column])}")
     hashed = [feature.rows for feature in features.tables if feature.is_sid and feature.is_hashed]
-    if words := told(run.config, config, prepared.days, max(hashed, default=0)):
-        run.log.say(words)
+    if words := decisions_message(run.config, config, prepared.days, max(hashed, default=0)):
+        run.log.info(words)
     if config.training.children == "entire_space" and all(task.given is None for task in features.tasks.values()):
         run.log.warn("ranker.training.children=entire_space changes nothing: no task of the dataset has a parent")
     if config.training.restart_tables and config.training.epochs == 1:

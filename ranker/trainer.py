@@ -186,7 +186,7 @@ class Trainer:
         self.throughput.load_state(checkpoint.values)
         self.step = self.resumed_from = checkpoint.step - self.steps_before
         self.log.resume(checkpoint.values["history"])
-        self.log.say(checkpoint.told("ranker", self.step, self.num_steps, "last bits"))
+        self.log.info(checkpoint.resume_message("ranker", self.step, self.num_steps, "last bits"))
 
 
 def learning_rates(training: TrainingConfig, step: int, total: int) -> tuple[float, float]:

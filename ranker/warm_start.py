@@ -57,7 +57,7 @@ class WarmStart:
         Raises:
             DataError: a file cannot be read, or a tensor has another shape than in the model.
         """
-        self.bundle.load_but(sharded, features, self._is_left(features), self._reassigned(features))
+        self.bundle.load_except(sharded, features, self._is_left(features), self._reassigned(features))
 
     def load_tables(self, sharded: ShardedRanker, features: ArmFeatures) -> None:
         """Load only the tables and their optimizers' states, into newly initialized tables.
@@ -70,7 +70,7 @@ class WarmStart:
     def _is_left(self, features: ArmFeatures) -> Callable[[str], bool]:
         def is_left(name: str) -> bool:
             is_tables = self.tables_anew and table_of(name) is not None
-            return is_tables or (self.sids_anew and _is_of_sids(name, features))
+            return is_tables or (self.sids_anew and _belongs_to_sids(name, features))
 
         return is_left
 
@@ -85,18 +85,18 @@ class WarmStart:
             found[one.table] = torch.from_numpy(rows)
         return found
 
-    def tell(self, log: RunLog, features: ArmFeatures) -> None:
+    def log(self, log: RunLog, features: ArmFeatures) -> None:
         """Log what the training starts from."""
         what = (
             "weights of the network and their optimizer's states"
             if self.tables_anew
             else "weights, tables, optimizer states"
         )
-        log.say(f"starts from {self.bundle.path.parent}: {what}")
+        log.info(f"starts from {self.bundle.path.parent}: {what}")
         if self.sids_anew:
             tables = [table.table for table in features.tables if table.is_sid]
             named = ", ".join([*tables, "the layers that meet SIDs first"])
-            log.say(f"its SIDs are another encoder's (ranker.training.start_sids=anew): anew start {named}")
+            log.info(f"its SIDs are another encoder's (ranker.training.start_sids=anew): anew start {named}")
 
 
 def open_start(path: Path, config: RankerConfig, spec: DatasetSpec, features: ArmFeatures) -> WarmStart:
@@ -144,7 +144,7 @@ def _admission_faults(was: ModelConfig, now: ModelConfig) -> Iterator[str]:
             yield f"{column}.max_rows={new.max_rows}: must be {old.max_rows} at least, as in the earlier ranker"
 
 
-def _is_of_sids(name: str, features: ArmFeatures) -> bool:
+def _belongs_to_sids(name: str, features: ArmFeatures) -> bool:
     """Return whether a tensor belongs to SIDs, from its name in `ShardedRanker.state`."""
     table = table_of(name)
     if table is not None:

@@ -39,10 +39,10 @@ def _log_without_stage() -> None:
 @pytest.fixture(scope="module")
 def world() -> "Iterator[World]":
     """Yield a process group of one rank; restore the environment afterwards."""
-    from sidestack.infra.distributed import started  # imports torch, which most test modules do not need
+    from sidestack.infra.distributed import process_group  # imports torch, which most test modules do not need
 
     before = dict(os.environ)
-    with started() as world:
+    with process_group() as world:
         yield world
     os.environ.clear()
     os.environ.update(before)

@@ -79,11 +79,11 @@ def _write_day(
         later_R = starts_R[starts_R >= cuts[-1] + row_group_rows]
         cuts.append(int(later_R[0]) if len(later_R) else rows.num_rows)
     for name, key in keys.items():
-        with store.making(name, date_slice(day), key) as made:
+        with store.new_partition(name, date_slice(day), key) as made:
             made.schema = split_rows(rows.slice(0, 0), spec, str(day))[name].schema
             if name == "labels":
                 made.numbers |= count_labels(rows, spec)
-            with made.writing(FILE) as writer:
+            with made.open_writer(FILE) as writer:
                 for start, end in itertools.pairwise(cuts):
                     writer.write_group(split_rows(rows.slice(start, end - start), spec, str(day))[name])
 
@@ -105,9 +105,9 @@ def _sids(
     entry = made[base]
     own = rows if base == "events" else rows.take(pa.array(request_starts(rows["request_id"])))
     key = digest({"table": table, "of": entry.slice})
-    with store.making(table, entry.slice, key) as making:
+    with store.new_partition(table, entry.slice, key) as making:
         making.schema = own.select(names).schema
-        with making.writing(FILE) as writer:
+        with making.open_writer(FILE) as writer:
             for group in row_groups([store.path / entry.path / FILE]):
                 writer.write_group(own.select(names).slice(group.start, group.rows))
     return store.entry(table, entry.slice, key)
@@ -144,10 +144,10 @@ def spoil(path: Path, table: str, day: date, change: Callable[[pa.Table], pa.Tab
     whole = pq.ParquetFile(file).read()
     rows = change(whole)
     key = digest({"spoiled": entry.digest, "rows": str(rows.to_pylist())[:10_000]})
-    with store.making(table, entry.slice, key) as made:
+    with store.new_partition(table, entry.slice, key) as made:
         made.schema = rows.schema
         made.numbers |= entry.facts
-        with made.writing(FILE) as writer:
+        with made.open_writer(FILE) as writer:
             start = 0
             for size in sizes:
                 writer.write_group(rows.slice(start, size))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from sidestack.infra.distributed import Timeouts, World, started
+from sidestack.infra.distributed import Timeouts, World, process_group
 
 _RANKS = get_context("forkserver")
 _RANKS.set_forkserver_preload(
@@ -114,7 +114,7 @@ def _on_rank(
     )  # fmt: skip
     torch.set_num_threads(1)
     try:
-        with started(Timeouts(collective_s=timeout_s, commit_s=commit_timeout_s)) as world:
+        with process_group(Timeouts(collective_s=timeout_s, commit_s=commit_timeout_s)) as world:
             assert isinstance(world, World) and world.backend == backend
             return function(world, *args), None
     except Exception:

@@ -12,7 +12,7 @@ from torchx.cli.main import main as torchx
 
 from sidestack.infra.clusters.config import KINDS, KubernetesCluster, SlurmOptions, load_cluster
 from sidestack.infra.config import parse
-from sidestack.infra.remote.urls import MIRROR_VARIABLE, SCHEMES, address, place
+from sidestack.infra.remote.urls import MIRROR_VARIABLE, SCHEMES, address, local_path
 from sidestack.infra.schedulers import FACTORIES
 from sidestack.pipelines import cronjob
 from sidestack.pipelines.config import PipelineConfig
@@ -81,7 +81,7 @@ def test_urls_on_the_page_are_those_that_the_code_accepts(tmp_path: Path, monkey
     part = PAGE[PAGE.index("| URL | credentials") :].partition("\n\n")[0]
     urls = re.findall(r"^\| `(\w+://\S+)`", part, re.MULTILINE)
     assert {url.partition("://")[0] for url in urls} == {*SCHEMES, "file"} - {"abfss"}
-    assert all(address(place(url)) == url.removeprefix("file://") for url in urls)
+    assert all(address(local_path(url)) == url.removeprefix("file://") for url in urls)
     assert MIRROR_VARIABLE in PAGE
 
 

@@ -48,7 +48,7 @@ def cases(names: Sequence[str]) -> Iterator[Case]:
         yield Case(f"only {name}", (name,))
 
 
-def hidden_but(batch: SignalBatch, seen: Sequence[str]) -> SignalBatch:
+def show_only(batch: SignalBatch, seen: Sequence[str]) -> SignalBatch:
     """Return a batch in which all signals except the named ones are missing."""
     return batch.with_present({name: has_B & (name in seen) for name, has_B in batch.present.items()})
 
@@ -66,7 +66,7 @@ def measure(model: VQFusion, batch: SignalBatch, case: Case) -> tuple[Tensor, Te
         losses, rights and counts, [K] each: summed loss, rows whose categorical is predicted (embeddings: 0), and
         rows, by signal. Items without a visible signal do not count: they would have no SID.
     """
-    seen = hidden_but(batch, case.seen)
+    seen = show_only(batch, case.seen)
     answer = model.reconstruct(model.digits(seen))
     present_KB = torch.stack([batch.present[name] for name in model.signals.names]) & seen.any_present
     losses_KB = model.row_losses(batch, answer) * present_KB
@@ -76,9 +76,9 @@ def measure(model: VQFusion, batch: SignalBatch, case: Case) -> tuple[Tensor, Te
     return losses_KB.sum(1), (right_KB & present_KB).sum(1), present_KB.sum(1)
 
 
-def counted(batch: SignalBatch, case: Case) -> SignalBatch:
+def without_unseen(batch: SignalBatch, case: Case) -> SignalBatch:
     """Return a batch with all its signals, except those of items without a visible signal in this case."""
-    seen_B = hidden_but(batch, case.seen).any_present
+    seen_B = show_only(batch, case.seen).any_present
     return batch.with_present({name: has_B & seen_B for name, has_B in batch.present.items()})
 
 
@@ -100,10 +100,15 @@ def missing_rows(method: str, outputs: Sequence[Path], corpus: Path, share: floa
         held, others = split_items(corpus, model.signals, share)
         for case in cases(model.signals.names):
             parts = [torch.stack(measure(model, part, case)) for part in held.blocks(_ROWS)]
-            guess = dict(_means(model.signals, torch.stack(guessed(model.signals, others, counted(held, case)))))
+            guess = dict(
+                _means(
+                    model.signals,
+                    torch.stack(measure_constant_guess(model.signals, others, without_unseen(held, case))),
+                )
+            )
             for name, row in _means(model.signals, torch.stack(parts).sum(0)):
                 found.setdefault((case.label, name), []).append(row | {"guess": guess[name]["loss"]})
-        for name, row in _means(model.signals, torch.stack(guessed(model.signals, others, held))):
+        for name, row in _means(model.signals, torch.stack(measure_constant_guess(model.signals, others, held))):
             found.setdefault((GUESS, name), []).append(row)
     return [
         {"table": "missing", "method": method, "case": label, "signal": name}
@@ -120,7 +125,9 @@ def _means(signals: SignalSpec, sums_3K: Tensor) -> Iterator[tuple[str, Row]]:
             yield name, {"loss": loss / items, **known, "items": int(items)}
 
 
-def guessed(signals: SignalSpec, known: SignalBatch, asked: SignalBatch) -> tuple[Tensor, Tensor, Tensor]:
+def measure_constant_guess(
+    signals: SignalSpec, known: SignalBatch, asked: SignalBatch
+) -> tuple[Tensor, Tensor, Tensor]:
     """Predict the same answer for every item, from the averages of the known items.
 
     Args:

@@ -87,12 +87,12 @@ class Trainer:
         missing = [training for training, out in places.items() if not is_committed(out)]
         # The longest first, so that the last ones to end are short.
         missing.sort(key=lambda training: -len(training.signals))
-        _say(f"{len(places) - len(missing)} encoders are there, {len(missing)} to be trained")
+        _print_progress(f"{len(places) - len(missing)} encoders are there, {len(missing)} to be trained")
         with ThreadPoolExecutor(jobs) as pool:
             waiting = [pool.submit(self._train, training, places[training]) for training in missing]
             try:
                 for number, (training, result) in enumerate(zip(missing, waiting, strict=True), start=1):
-                    _say(f"{number} of {len(missing)}: {training}: {result.result():.0f} s")
+                    _print_progress(f"{number} of {len(missing)}: {training}: {result.result():.0f} s")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -131,5 +131,5 @@ def read_summary(out: Path) -> dict[str, Any]:
     return summary
 
 
-def _say(text: str) -> None:
+def _print_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

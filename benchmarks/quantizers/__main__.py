@@ -82,7 +82,7 @@ def _run(arguments: argparse.Namespace) -> list[Outcome]:
     tasks: list[Task] = []
     sets = (*(_QUICK_SETS if arguments.quick else ()), *arguments.set)
     for source in _sources(arguments):
-        corpus = sources.laid_down(source, arguments.cache / "corpora", sizes)
+        corpus = sources.make_corpus(source, arguments.cache / "corpora", sizes)
         corpora.append((corpus, source.origin))
         config = (arguments.config or _config(source.name)).resolve()
         runs = product(arguments.seeds, arguments.bits, arguments.methods)
@@ -91,13 +91,13 @@ def _run(arguments: argparse.Namespace) -> list[Outcome]:
     if arguments.kept:
         if arguments.fresh:
             raise ConfigError("--kept runs nothing, --fresh runs everything: give one of them")
-        tasks = [task for task in tasks if task.kept_in(folder).is_file()]
+        tasks = [task for task in tasks if task.result_file(folder).is_file()]
         if not tasks:
             raise DataError(f"{folder}: keeps no result of what is asked for, by the code as it is now")
     done = []
     for outcome in outcomes(tasks, folder, jobs=arguments.jobs, fresh=arguments.fresh):
         done.append(outcome)
-        _tell(outcome, len(done), len(tasks))
+        _print_outcome(outcome, len(done), len(tasks))
     rows = table.rows_of(done)
     rows += table.reference_rows([corpus for corpus, _ in corpora], rows)
     _show(rows, corpora, arguments.bits)
@@ -121,7 +121,7 @@ def _config(corpus: str) -> Path:
     return own if own.is_file() else _HERE / "vectors.yaml"
 
 
-def _tell(outcome: Outcome, number: int, total: int) -> None:
+def _print_outcome(outcome: Outcome, number: int, total: int) -> None:
     if outcome.result is None:
         what = "failed"
     else:

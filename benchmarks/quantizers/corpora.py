@@ -169,7 +169,7 @@ def _read_npy(path: Path) -> Vectors:
     return array.astype(np.float32)
 
 
-def laid_down(source: Source, folder: Path, sizes: Sizes) -> Corpus:
+def make_corpus(source: Source, folder: Path, sizes: Sizes) -> Corpus:
     """Split a source and write it under `folder`, unless the same is there already.
 
     Raises:

@@ -45,8 +45,8 @@ def train(config: Path, sets: Sequence[str], dataset: Path, out: Path) -> float:
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **threads}, capture_output=True, text=True)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise StageError(f"encoder.train failed: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise StageError(f"encoder.train failed: {lines[-1]}")
     return float(json.loads((out / SUMMARY_FILE).read_text(encoding="utf-8"))["seconds"])
 
 

@@ -94,7 +94,7 @@ class Task:
             {**facts, "faiss": version("faiss-cpu"), "method": self.method, "bits": self.bits, "seed": self.seed}
         )
 
-    def kept_in(self, folder: Path) -> Path:
+    def result_file(self, folder: Path) -> Path:
         """Return the file of its result."""
         return folder / self.corpus.name / f"{self.method}-{self.bits}-{self.seed}-{self.key()[:12]}.json"
 
@@ -181,7 +181,7 @@ def outcomes(tasks: Sequence[Task], folder: Path, *, jobs: int, fresh: bool) -> 
     Raises:
         ConfigError: a task's settings are not valid; no task was run.
     """
-    files = {task: task.kept_in(folder) for task in tasks}
+    files = {task: task.result_file(folder) for task in tasks}
     waiting: dict[str, list[Task]] = {}
     for task, file in files.items():
         if file.is_file() and not fresh:
@@ -213,11 +213,11 @@ def _outcomes(tasks: Sequence[Task], future: Future[_Timed], files: Mapping[Task
         if _is_edited():  # the result's key may be of other code than made it
             yield Outcome(task, None, "code was edited while this ran; the result is not kept")
             continue
-        keep(files[task], result)
+        write_result(files[task], result)
         yield Outcome(task, json.loads(files[task].read_text(encoding="utf-8")), wall_seconds=seconds)
 
 
-def keep(file: Path, result: dict[str, Any]) -> None:
+def write_result(file: Path, result: dict[str, Any]) -> None:
     """Write a result atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     staging = file.with_suffix(f".{os.getpid()}.tmp")

@@ -25,7 +25,7 @@ from sidestack.benchmarks.replay.page import (
     policy_rows,
     verdict,
 )
-from sidestack.benchmarks.replay.run import Span, first_champion, grown, replay, run_bytes
+from sidestack.benchmarks.replay.run import Span, first_champion, prepare_replay, replay, run_bytes
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.retrain.config import PolicyName
 from sidestack.pipelines.run import exit_status
@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> None:
     scale = QUICK if arguments.quick else FULL
     span = Span(scale.span.users, scale.span.learned, arguments.cycles)
     _, given = read_config(scale.config, arguments.set)
-    config, as_ofs, origin = grown(given, span, arguments.cache, arguments.runs)
+    config, as_ofs, origin = prepare_replay(given, span, arguments.cache, arguments.runs)
     first_champion(config, as_ofs[0])
     with ThreadPoolExecutor(arguments.jobs) as pool:
         found = list(pool.map(lambda policy: replay(config, policy, as_ofs), scale.policies))

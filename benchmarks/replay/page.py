@@ -104,8 +104,8 @@ def _winner(lines: Sequence[Mapping[str, Any]], task: str) -> str:
         return f"By {task} NE no policy is better than to train no more (`{CONTROL}`)."
     gain, error = first[f"{task}_gain"], first[f"{task}_error"]
     clear = error is not None and gain > 2 * error
-    said = f"By {task} NE `{first['policy']}` is best, {_gain(first, task)} over `{CONTROL}`"
-    said += "" if clear else ", less than two standard errors"
+    sentence = f"By {task} NE `{first['policy']}` is best, {_gain(first, task)} over `{CONTROL}`"
+    sentence += "" if clear else ", less than two standard errors"
     near = [
         line
         for line in lines
@@ -122,7 +122,7 @@ def _winner(lines: Sequence[Mapping[str, Any]], task: str) -> str:
     cheapest = min([first, *near], key=lambda line: float(line["cpu_seconds"]))
     named = " and ".join(f"`{line['policy']}`" for line in near)
     within = [f"{named} within two standard errors of it; `{cheapest['policy']}` costs least of these"] if near else []
-    return "; ".join([said, *within, *worse]) + "."
+    return "; ".join([sentence, *within, *worse]) + "."
 
 
 def _gain(line: Mapping[str, Any], task: str) -> str:

@@ -66,13 +66,13 @@ class Span:
         return [dates[0] + timedelta(days=days * number) for number in range(first, last + 1)]
 
 
-class Untold(Registry):
+class NoRegistry(Registry):
     """A tracking store that logs nothing: a replay's record is its ledger."""
 
     def __init__(self) -> None:
         """Do not connect to a store."""
 
-    def edited(self, ledger: Ledger) -> str:
+    def foreign_change(self, ledger: Ledger) -> str:
         """Return an empty text: the store was not edited."""
         return ""
 
@@ -80,13 +80,13 @@ class Untold(Registry):
         """Log nothing."""
 
 
-class Replayed(Retraining):
+class LocalRetraining(Retraining):
     """Retraining without a tracking store."""
 
     @cached_property
     def registry(self) -> Registry:
         """The store that logs nothing."""
-        return Untold()
+        return NoRegistry()
 
 
 def raw_dataset(config: PipelineConfig, cache: Path) -> Dataset:
@@ -102,7 +102,7 @@ def raw_dataset(config: PipelineConfig, cache: Path) -> Dataset:
         launcher.close()
 
 
-class Grown(NamedTuple):
+class ReplayInput(NamedTuple):
     """A sampled log to replay.
 
     Attributes:
@@ -114,7 +114,7 @@ class Grown(NamedTuple):
     origin: str
 
 
-def grown(config: PipelineConfig, span: Span, cache: Path, runs: Path) -> Grown:
+def prepare_replay(config: PipelineConfig, span: Span, cache: Path, runs: Path) -> ReplayInput:
     """Sample the log, and return what to replay.
 
     Args:
@@ -130,7 +130,7 @@ def grown(config: PipelineConfig, span: Span, cache: Path, runs: Path) -> Grown:
     folder = runs / digest({"config": values, "code": code_digest(CODE)})[:12]
     run = one.run.model_copy(update={"runs_dir": folder})
     replayed = one.model_copy(update={"run": run})
-    return Grown(replayed, span.as_ofs(dataset.dates(), days), dataset.spec.origin)
+    return ReplayInput(replayed, span.as_ofs(dataset.dates(), days), dataset.spec.origin)
 
 
 def with_policy(config: PipelineConfig, policy: PolicyName) -> PipelineConfig:
@@ -148,7 +148,7 @@ def first_champion(config: PipelineConfig, as_of: date) -> None:
         StageError: the candidate was not promoted.
     """
     one = config.model_copy(update={"run": config.run.model_copy(update={"name": FIRST})})
-    ledger = _brought(one, [as_of])
+    ledger = _run_cycles(one, [as_of])
     if ledger.champion is None:
         outcome = ledger.cycles[0].outcome
         gates = outcome.gates if outcome is not None else ()
@@ -172,13 +172,13 @@ def replay(config: PipelineConfig, policy: PolicyName, as_ofs: Sequence[date]) -
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(folder.with_name(FIRST), copy)
         copy.rename(folder)
-    return list(_rows(_brought(one, as_ofs), policy))
+    return list(_rows(_run_cycles(one, as_ofs), policy))
 
 
-def _brought(config: PipelineConfig, as_ofs: Sequence[date]) -> Ledger:
+def _run_cycles(config: PipelineConfig, as_ofs: Sequence[date]) -> Ledger:
     launcher = ForkedLauncher()
     try:
-        retraining = Replayed(config, launcher)
+        retraining = LocalRetraining(config, launcher)
         ledger = retraining.ledger
         if ledger.under_way is not None:
             retraining.step()

@@ -13,7 +13,7 @@ from sidestack.encoder.sid_map import NULL
 from sidestack.infra.parquet import RowGroup, read_row_group, row_groups
 from sidestack.infra.prefetch import prefetched
 from sidestack.infra.rows import CountedFile
-from sidestack.infra.store import Making
+from sidestack.infra.store import NewPartition
 
 Columns = Callable[[pa.Table], dict[str, tuple[SidSpec, pa.Array]]]
 """A function that computes the SID columns of some rows."""
@@ -29,7 +29,7 @@ def write_aligned(
     columns: Sequence[str],
     check: Callable[[pa.Table, RowGroup], None],
     extend: Columns,
-    made: Making,
+    made: NewPartition,
 ) -> None:
     """Write a file's SID columns, one row group at a time.
 
@@ -46,7 +46,7 @@ def write_aligned(
         return pa.table([column for _, column in extend(rows).values()], schema=made.schema)
 
     ahead = prefetched(map(extended, prefetched(checked())))
-    with made.writing(source.path.name) as writer, contextlib.closing(ahead):
+    with made.open_writer(source.path.name) as writer, contextlib.closing(ahead):
         for table in ahead:
             writer.write_group(table)
 

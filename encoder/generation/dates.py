@@ -10,8 +10,8 @@ import torch
 
 from sidestack.encoder.config import MaterializeConfig
 from sidestack.encoder.generation.aligned import chunk_columns, sid_fields, write_aligned
-from sidestack.encoder.generation.parts import up_to
-from sidestack.encoder.generation.sets import SidSetWork, Work
+from sidestack.encoder.generation.parts import chained_digest
+from sidestack.encoder.generation.sets import MaterializeWork, SidSetWork
 from sidestack.encoder.sid.columns import event_columns
 from sidestack.encoder.sid.spec import SidSpec
 from sidestack.encoder.sid_map import NULL, SidMaps
@@ -23,7 +23,7 @@ from sidestack.infra.rows import CountedFile
 from sidestack.infra.stage import StageRun
 
 
-def write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> list[PartitionEntry]:
+def write_dates(run: StageRun[MaterializeConfig], work: MaterializeWork, one: SidSetWork) -> list[PartitionEntry]:
     """Write a set's columns for events and requests, one rank per date.
 
     Return the partitions of all dates on rank 0, which writes the snapshot, and none on the other ranks.
@@ -34,7 +34,7 @@ def write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -
         (base, entry, date_key(entry))
         for base, entries in tables.items()
         for entry in entries
-        if (base, entry.slice) not in one.taken
+        if (base, entry.slice) not in one.reusable
     ]
     missing = None
     with raise_on_all_ranks(run.world, "looking for the dates that lack SIDs"):
@@ -56,17 +56,17 @@ def write_dates(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -
     with raise_on_all_ranks(run.world, "listing the SIDs of the events"):
         if not run.world.is_main:
             return []
-        taken = [entry for (base, _), entry in one.taken.items() if base != one.content]
-        return [*taken, *(work.store.entry(one.table(base), entry.slice, key) for base, entry, key in wanted)]
+        reused = [entry for (base, _), entry in one.reusable.items() if base != one.content]
+        return [*reused, *(work.store.entry(one.table(base), entry.slice, key) for base, entry, key in wanted)]
 
 
-def _date_keys(work: Work, one: SidSetWork) -> Callable[[PartitionEntry], str]:
+def _date_keys(work: MaterializeWork, one: SidSetWork) -> Callable[[PartitionEntry], str]:
     """Return the function that makes a date's key, from the date's rows and the parts that added its items (users)."""
     bringing = [part for part in one.parts if part.facts["new"]]
     firsts = [part.facts["first"] for part in bringing]
     named = [""]  # a digest of all parts up to each, so that the cost of a date's key does not depend on their number
     for part in bringing:
-        named.append(up_to(named[-1], part))
+        named.append(chained_digest(named[-1], part))
 
     def date_key(entry: PartitionEntry) -> str:
         parts = named[bisect.bisect_right(firsts, entry.facts.get(f"max_{one.spec.entity}_id", -1))]
@@ -75,7 +75,9 @@ def _date_keys(work: Work, one: SidSetWork) -> Callable[[PartitionEntry], str]:
     return date_key
 
 
-def _write_date(work: Work, one: SidSetWork, maps: SidMaps, base: str, entry: PartitionEntry, key: str) -> None:
+def _write_date(
+    work: MaterializeWork, one: SidSetWork, maps: SidMaps, base: str, entry: PartitionEntry, key: str
+) -> None:
     spec = one.spec
     is_history = base == "requests" and spec.entity == "item"
     column = "history_item_ids" if is_history else f"{spec.entity}_id"
@@ -92,7 +94,7 @@ def _write_date(work: Work, one: SidSetWork, maps: SidMaps, base: str, entry: Pa
     kind = pa.list_(pa.int64()) if is_history else pa.int64()
     names = one.listed.columns[base]
     columns = {name: held for name, held in event_columns(spec).items() if name in names}
-    with work.store.making(one.table(base), entry.slice, key) as made:
+    with work.store.new_partition(one.table(base), entry.slice, key) as made:
         made.schema = pa.schema(sid_fields(columns, kind))
         for file in entry.files:
             source = CountedFile(work.dataset.store / entry.path / file.name, file.rows)
@@ -108,11 +110,11 @@ def _with_prefixes(
     columns = chunk_columns(stem, spec, sids_NC, offsets)
     for length in spec.prefix_lengths:
         if length < spec.digits:
-            columns |= chunk_columns(stem, spec.of_prefix(length), shortened(spec, sids_NC, length), offsets)
+            columns |= chunk_columns(stem, spec.of_prefix(length), cut_to_prefix(spec, sids_NC, length), offsets)
     return columns
 
 
-def shortened(spec: SidSpec, ids_NC: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+def cut_to_prefix(spec: SidSpec, ids_NC: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
     """Cut SIDs to a prefix, `NULL` staying `NULL`: int64 [N, chunks of the prefix]."""
     null_N = ids_NC[:, 0] == NULL
     cut_NC = spec.cut(torch.from_numpy(np.where(null_N[:, None], 0, ids_NC)), length).numpy()

@@ -8,7 +8,7 @@ import torch
 from sidestack.encoder.config import MaterializeConfig
 from sidestack.encoder.encoding import encode_table
 from sidestack.encoder.generation.aligned import chunk_columns, sid_fields, write_aligned
-from sidestack.encoder.generation.sets import SidSetWork, Work
+from sidestack.encoder.generation.sets import MaterializeWork, SidSetWork
 from sidestack.encoder.sid.columns import sid_columns
 from sidestack.encoder.sid.spec import SidSpec
 from sidestack.encoder.sid_map import MAP_FILE, SidMap
@@ -18,29 +18,29 @@ from sidestack.infra.distributed import broadcast, raise_on_all_ranks
 from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.rows import CountedFile
 from sidestack.infra.stage import StageRun
-from sidestack.infra.store import Making
+from sidestack.infra.store import NewPartition
 
 
-def write_parts(run: StageRun[MaterializeConfig], work: Work, one: SidSetWork) -> int:
+def write_parts(run: StageRun[MaterializeConfig], work: MaterializeWork, one: SidSetWork) -> int:
     """Encode the parts whose SIDs are neither taken over nor in the store, on all ranks; return the number of rows."""
     encoded, before = 0, ""
     for entry in work.dataset.partitions(one.content):
-        part = one.taken.get((one.content, entry.slice))
+        part = one.reusable.get((one.content, entry.slice))
         if part is None:
             part, rows = _part(run, work, one, entry, before)
             encoded += rows
         one.parts.append(part)
-        before = up_to(before, part)
+        before = chained_digest(before, part)
     return encoded
 
 
-def up_to(before: str, part: PartitionEntry) -> str:
+def chained_digest(before: str, part: PartitionEntry) -> str:
     """Return the digest that identifies the SIDs of all items up to a part, from the digest of the parts before."""
     return digest({"before": before, "part": part.digest}) if part.facts["new"] else before
 
 
 def _part(
-    run: StageRun[MaterializeConfig], work: Work, one: SidSetWork, entry: PartitionEntry, before: str
+    run: StageRun[MaterializeConfig], work: MaterializeWork, one: SidSetWork, entry: PartitionEntry, before: str
 ) -> tuple[PartitionEntry, int]:
     """Return the partition of a part's SIDs, and how many rows had to be encoded for it.
 
@@ -63,7 +63,7 @@ def _part(
         return found, 0
     work.dataset.verify(run.world, [entry])
     with (
-        store.making(table, entry.slice, key, run.world) as made,
+        store.new_partition(table, entry.slice, key, run.world) as made,
         run.log.progress(entry.rows, f"materialize: {one.content} encoded") as advance,
     ):
         _write_part(run, work, one, entry, made, advance)
@@ -72,10 +72,10 @@ def _part(
 
 def _write_part(
     run: StageRun[MaterializeConfig],
-    work: Work,
+    work: MaterializeWork,
     one: SidSetWork,
     entry: PartitionEntry,
-    made: Making,
+    made: NewPartition,
     advance: Callable[[int], None],
 ) -> None:
     """Encode this rank's files of a part."""

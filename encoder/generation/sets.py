@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sidestack.encoder.bundle import EncoderBundle, load_bundle
 from sidestack.encoder.config import MaterializeConfig
-from sidestack.encoder.published import Published, Taken, find_published, taken_over
+from sidestack.encoder.published import Published, Reusable, find_published, reusable_columns
 from sidestack.encoder.sid.columns import event_columns, sid_columns
 from sidestack.encoder.sid.spec import SidSpec
 from sidestack.encoder.sid_map import SidMaps, sid_maps
@@ -32,7 +32,7 @@ class SidSetWork:
     Attributes:
         bundle: the encoder. spec: the spec of the SIDs. listed: the set's entry in the snapshot to write.
         code: digest of the code that decides its partitions.
-        published: the same generation's SIDs as an earlier snapshot lists them. taken: the partitions taken over.
+        published: the same generation's SIDs as an earlier snapshot lists them. reusable: the partitions taken over.
         parts: the partitions of the items' (users') SIDs, once they are made.
     """
 
@@ -41,7 +41,7 @@ class SidSetWork:
     listed: SidSet
     code: str
     published: Published | None
-    taken: Taken
+    reusable: Reusable
     parts: list[PartitionEntry] = field(default_factory=list)
 
     def table(self, base: str) -> str:
@@ -59,7 +59,7 @@ class SidSetWork:
 
 
 @dataclass(frozen=True)
-class Work:
+class MaterializeWork:
     """The state that all parts of the stage share."""
 
     dataset: Dataset
@@ -90,7 +90,7 @@ def open_sid_set(
     published = find_published(earlier, spec)
     if published is None or run.config.published == "move":
         return SidSetWork(bundle, spec, listed_set(spec, bundle.revision), code, published, {})
-    return SidSetWork(bundle, spec, published.listed, code, published, taken_over(published, spec, dataset))
+    return SidSetWork(bundle, spec, published.listed, code, published, reusable_columns(published, spec, dataset))
 
 
 def listed_set(spec: SidSpec, revision: str = "") -> SidSet:

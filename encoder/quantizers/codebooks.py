@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sidestack.encoder.quantizers.clustering import kmeans
 from sidestack.encoder.quantizers.contract import Quantizer, QuantizerConfig, Size, at_least_float32
-from sidestack.encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
+from sidestack.encoder.quantizers.residual import nearest_paths, spread_over_groups, take_codewords
 from sidestack.encoder.sid.spec import SidSpec
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -82,7 +82,7 @@ class Codebooks(Quantizer):
         for words_PRM in self.codebook_DPRM:
             for group in range(self.groups):
                 words_PRM[group] = kmeans(residual_NPM[:, group], self.codes, generator)
-            residual_NPM = residual_NPM - take_words(words_PRM, self.nearest(residual_NPM, words_PRM))
+            residual_NPM = residual_NPM - take_codewords(words_PRM, self.nearest(residual_NPM, words_PRM))
 
     def blocks(self, h_BH: Tensor) -> Tensor:
         """Split vectors into the groups' blocks: [B, groups, group_dim]."""

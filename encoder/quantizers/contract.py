@@ -50,7 +50,7 @@ class QuantizerConfig(Config):
         """The settings that a sweep varies; None if the quantizer has no such knobs."""
         return None
 
-    def turned(self, knobs: Knobs) -> dict[str, Any]:
+    def with_knobs(self, knobs: Knobs) -> dict[str, Any]:
         """Return the settings with other levels, depth and groups, as plain data; only for a quantizer with `knobs`.
 
         The latent vector keeps its width, up to rounding, so that the networks of a sweep have the same size.

@@ -24,7 +24,7 @@ class ItqConfig(QuantizerConfig):
     """Dimensions of the latent vector, at least as many as bits."""
 
     @model_validator(mode="after")
-    def _axes_exist(self) -> Self:
+    def _check_axes(self) -> Self:
         if self.digits > self.latent_dim:
             raise ValueError(f"digits {self.digits} must be at most latent_dim {self.latent_dim}, one axis each")
         return self

@@ -41,9 +41,9 @@ def encode_by_recursion(h_BH: Tensor, layers: Layers, thresholds: Tensor, values
     # The amount that one unit of layer d's value subtracts from the projection of a later layer j of its group.
     taken_DDP = torch.einsum("dpm,jpm->djp", layers.u * layers.a[..., None], layers.u / layers.a[..., None])
     if even:
-        _round_down_the_depth(t_DPB, taken_DDP, len(values_L))
+        _round_by_layer(t_DPB, taken_DDP, len(values_L))
     else:
-        _look_up_down_the_depth(t_DPB, taken_DDP, thresholds, values_L)
+        _look_up_by_layer(t_DPB, taken_DDP, thresholds, values_L)
     return t_DPB.view(depth * groups, -1).T.to(torch.int64)
 
 
@@ -57,7 +57,7 @@ def _projections(h_BH: Tensor, layers: Layers) -> Tensor:
     return torch.addmm(-constant_DP.view(-1, 1), rows_NH, h_BH.T).view(depth, groups, -1)
 
 
-def _round_down_the_depth(t_DPB: Tensor, taken_DDP: Tensor, levels: int) -> None:
+def _round_by_layer(t_DPB: Tensor, taken_DDP: Tensor, levels: int) -> None:
     """Replace projections by levels, in place: l = clamp(ceil(t + (L-2)/2)), where a tie goes to the lower level.
 
     The levels' centre, (L-1)/2, is a constant too: it is added beforehand, so that the levels l can be subtracted.
@@ -69,7 +69,7 @@ def _round_down_the_depth(t_DPB: Tensor, taken_DDP: Tensor, levels: int) -> None
         t_DPB[d + 1 :].addcmul_(taken_DDP[d, d + 1 :, :, None], level_PB, value=-1)
 
 
-def _look_up_down_the_depth(t_DPB: Tensor, taken_DDP: Tensor, thresholds: Tensor, values_L: Tensor) -> None:
+def _look_up_by_layer(t_DPB: Tensor, taken_DDP: Tensor, thresholds: Tensor, values_L: Tensor) -> None:
     """Replace projections by levels, in place, for any thresholds and values."""
     for d in range(len(t_DPB)):
         level_PB = torch.bucketize(t_DPB[d], thresholds)

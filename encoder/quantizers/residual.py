@@ -24,7 +24,7 @@ def nearest_paths(x_BPM: Tensor, words_DPRM: Tensor, beam: int) -> Tensor:
     return torch.cat([_beam(part_BPM, words_DPRM, beam) for part_BPM in torch.split(x_BPM, rows)])
 
 
-def take_words(words_PRM: Tensor, digits_BP: Tensor) -> Tensor:
+def take_codewords(words_PRM: Tensor, digits_BP: Tensor) -> Tensor:
     """Look up one layer's codewords by digit: [B, P, M]."""
     groups_P = torch.arange(words_PRM.shape[0], device=digits_BP.device)
     return words_PRM[groups_P, digits_BP]
@@ -42,7 +42,7 @@ def _greedy(x_BPM: Tensor, words_DPRM: Tensor) -> Tensor:
     residual_BPM, digits = x_BPM, []
     for words_PRM in words_DPRM:
         digits_BP = _costs(residual_BPM.transpose(0, 1), words_PRM).argmin(-1).T
-        residual_BPM = residual_BPM - take_words(words_PRM, digits_BP)
+        residual_BPM = residual_BPM - take_codewords(words_PRM, digits_BP)
         digits.append(digits_BP)
     return torch.cat(digits, dim=1)
 

@@ -44,7 +44,7 @@ class RqFsqConfig(QuantizerConfig):
     """Share of the training rows that are decoded from a random prefix of layers (Matryoshka training)."""
 
     @model_validator(mode="after")
-    def _basis_fits(self) -> Self:
+    def _check_basis(self) -> Self:
         width = self.latent_dim or self.dims
         if width < self.dims or (self.reading == "scale" and width != self.dims):
             rule = "equal" if self.reading == "scale" else "be at least"

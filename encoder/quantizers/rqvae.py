@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sidestack.encoder.quantizers.codebooks import Codebooks, ResidualCodebookConfig
-from sidestack.encoder.quantizers.residual import take_words
+from sidestack.encoder.quantizers.residual import take_codewords
 from sidestack.encoder.quantizers.usage import Usage, count_values
 from sidestack.infra.distributed import World, sum_over_ranks
 
@@ -73,14 +73,14 @@ class RqVae(Codebooks):
                 # More dead codes than rows: the rest stay dead until the next revival.
                 words_PRM[group, codes_C[: len(rows_C)]] = residual_NPM[rows_C, group]
                 dead_DPR[depth, group, codes_C[len(rows_C) :]] = False
-            residual_NPM = residual_NPM - take_words(words_PRM, self.nearest(residual_NPM, words_PRM))
+            residual_NPM = residual_NPM - take_codewords(words_PRM, self.nearest(residual_NPM, words_PRM))
         self.usage.reset()
         self._renew_averages(dead_DPR)
         return int(dead_DPR.sum())
 
     def observe(self, latent_BH: Tensor, digits_BN: Tensor) -> None:
         """Count the assigned codes and sum the residuals assigned to them."""
-        self.usage.note(digits_BN)
+        self.usage.count(digits_BN)
         if self.config.update == "ema":
             sum_DPRM = self._sums(self.blocks(latent_BH), digits_BN)
             self._fresh_sum_DPRM = sum_DPRM if self._fresh_sum_DPRM is None else self._fresh_sum_DPRM + sum_DPRM
@@ -88,7 +88,7 @@ class RqVae(Codebooks):
     @torch.no_grad()
     def after_step(self, world: World) -> None:
         """Reduce the counts over ranks and, under `ema`, move each code to the average of its assigned residuals."""
-        count_NR = self.usage.settle(world)
+        count_NR = self.usage.update(world)
         if self.config.update == "gradient":
             return
         fresh = self._fresh_sum_DPRM
@@ -108,7 +108,7 @@ class RqVae(Codebooks):
         for depth, digits_BP in enumerate(torch.split(digits_BN, self.groups, dim=1)):
             for group in range(self.groups):
                 sum_DPRM[depth, group].index_add_(0, digits_BP[:, group], residual_BPM[:, group])
-            residual_BPM = residual_BPM - take_words(self.codebook_DPRM[depth], digits_BP)
+            residual_BPM = residual_BPM - take_codewords(self.codebook_DPRM[depth], digits_BP)
         return sum_DPRM
 
     def _renew_averages(self, which_DPR: Tensor) -> None:

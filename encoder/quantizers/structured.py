@@ -17,7 +17,7 @@ from sidestack.encoder.quantizers.clustering import kmeans
 from sidestack.encoder.quantizers.contract import Knobs, Quantizer, QuantizerConfig, Size, at_least_float32
 from sidestack.encoder.quantizers.lines import Line, fitted_line, refitted_lines
 from sidestack.encoder.quantizers.recursion import Layers, encode_by_recursion
-from sidestack.encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
+from sidestack.encoder.quantizers.residual import nearest_paths, spread_over_groups, take_codewords
 from sidestack.encoder.quantizers.scalar import best_step, thresholds_and_values, uneven_values
 from sidestack.encoder.quantizers.usage import Usage, count_values
 from sidestack.encoder.sid.spec import Bound, SidSpec
@@ -52,7 +52,7 @@ class StructuredConfig(QuantizerConfig):
     """Share of the training rows that are decoded from a random prefix of layers (Matryoshka training)."""
 
     @model_validator(mode="after")
-    def _beam_compares_codewords(self) -> Self:
+    def _check_beam(self) -> Self:
         if self.beam > 1 and self.assign != "codeword":
             raise ValueError(f"beam {self.beam} compares codewords: it needs assign: codeword, not {self.assign}")
         return self
@@ -66,7 +66,7 @@ class StructuredConfig(QuantizerConfig):
         """Levels, depth, groups and lines."""
         return Knobs(self.levels, self.depth, self.groups, self.lines)
 
-    def turned(self, knobs: Knobs) -> dict[str, Any]:
+    def with_knobs(self, knobs: Knobs) -> dict[str, Any]:
         """Return the settings with other levels, depth and groups; more groups make smaller blocks of one vector."""
         turned = {"levels": knobs.levels, "depth": knobs.depth, "groups": knobs.groups}
         return {**self.model_dump(), **turned, "group_dim": -(-self.groups * self.group_dim // knobs.groups)}
@@ -123,7 +123,7 @@ class Structured(Quantizer):
         digits = []
         for depth, words_PRM in enumerate(self._words()):
             digit_BP = self._nearest(residual_BPM, book, depth)
-            residual_BPM = residual_BPM - take_words(words_PRM, digit_BP)
+            residual_BPM = residual_BPM - take_codewords(words_PRM, digit_BP)
             digits.append(digit_BP)
         return torch.cat(digits, dim=-1)
 
@@ -164,7 +164,7 @@ class Structured(Quantizer):
                 self._start_lines(depth, group, residual_NPM[:, group], generator)
             for _ in range(self.config.refits):
                 self._refit(depth, residual_NPM)
-            residual_NPM = self._left_over(residual_NPM, depth)
+            residual_NPM = self._next_residual(residual_NPM, depth)
         if self.revives:
             self.usage.reset()
 
@@ -182,29 +182,29 @@ class Structured(Quantizer):
         if not self.revives:
             return 0
         residual_NPM = self._blocks(h_NH)
-        unused_DPK = self._by_line(self.usage.counts_NR).view(self.depth, self.config.groups, -1) == 0
+        unused_DPK = self._sum_by_line(self.usage.counts_NR).view(self.depth, self.config.groups, -1) == 0
         revived = 0
         for depth in range(self.config.depth):
             taken_NR = count_values(self._nearest(residual_NPM, self.codebook(), depth), self.usage.counts_NR.shape[1])
-            dead_PK = unused_DPK[depth] & (self._by_line(taken_NR) == 0)
+            dead_PK = unused_DPK[depth] & (self._sum_by_line(taken_NR) == 0)
             for group, line in dead_PK.nonzero().tolist():
                 self._restart_line(depth, group, line, residual_NPM[:, group], generator)
             revived += int(dead_PK.sum())
-            residual_NPM = self._left_over(residual_NPM, depth)
+            residual_NPM = self._next_residual(residual_NPM, depth)
         self.usage.reset()
         return revived
 
     def observe(self, latent_BH: Tensor, digits_BN: Tensor) -> None:
         """Count the assigned codewords."""
         if self.revives:
-            self.usage.note(digits_BN)
+            self.usage.count(digits_BN)
 
     def after_step(self, world: World) -> None:
         """Reduce the counts over ranks."""
         if self.revives:
-            self.usage.settle(world)
+            self.usage.update(world)
 
-    def _by_line(self, counts_NR: Tensor) -> Tensor:
+    def _sum_by_line(self, counts_NR: Tensor) -> Tensor:
         """Sum counts of codewords [..., K * L] over each line's levels: [..., K]."""
         return counts_NR.view(*counts_NR.shape[:-1], self.config.lines, self.config.levels).sum(-1)
 
@@ -234,9 +234,9 @@ class Structured(Quantizer):
         line_PB1 = distance_PBK.argmin(-1, keepdim=True)
         return (line_PB1 * self.config.levels + level_PBK.gather(-1, line_PB1)).squeeze(-1).T
 
-    def _left_over(self, residual_NPM: Tensor, depth: int) -> Tensor:
+    def _next_residual(self, residual_NPM: Tensor, depth: int) -> Tensor:
         digit_NP = self._nearest(residual_NPM, self.codebook(), depth)
-        return residual_NPM - take_words(self._words()[depth], digit_NP)
+        return residual_NPM - take_codewords(self._words()[depth], digit_NP)
 
     def _start_lines(self, depth: int, group: int, x_NM: Tensor, generator: torch.Generator) -> None:
         """Fit a layer's lines in one group to residuals: each to one k-means cluster, a single line to all."""
@@ -247,14 +247,16 @@ class Structured(Quantizer):
         owner_N = nearest_paths(x_NM[:, None], centres_KM[None, None], beam=1).squeeze(-1)
         for line, centre_M in enumerate(centres_KM):
             own_NM = x_NM[owner_N == line]
-            self._fit_line(depth, group, line, own_NM if len(own_NM) > 1 else self._around(centre_M, x_NM), generator)
+            self._fit_line(
+                depth, group, line, own_NM if len(own_NM) > 1 else self._nearest_rows(centre_M, x_NM), generator
+            )
 
     def _restart_line(self, depth: int, group: int, line: int, x_NM: Tensor, generator: torch.Generator) -> None:
         """Fit a line to the N / K residuals nearest to a random one."""
         centre_M = x_NM[int(torch.randint(len(x_NM), (1,), generator=generator))]
-        self._fit_line(depth, group, line, self._around(centre_M, x_NM), generator)
+        self._fit_line(depth, group, line, self._nearest_rows(centre_M, x_NM), generator)
 
-    def _around(self, centre_M: Tensor, x_NM: Tensor) -> Tensor:
+    def _nearest_rows(self, centre_M: Tensor, x_NM: Tensor) -> Tensor:
         share = min(max(len(x_NM) // self.config.lines, 2), len(x_NM))
         return x_NM[(x_NM - centre_M).square().sum(-1).topk(share, largest=False).indices]
 

@@ -28,7 +28,7 @@ class TopkKmeansConfig(QuantizerConfig):
     """Dimensions of the latent vector."""
 
     @model_validator(mode="after")
-    def _enough_clusters(self) -> Self:
+    def _check_clusters(self) -> Self:
         if self.k > self.clusters:
             raise ValueError(f"k {self.k} must be at most clusters {self.clusters}")
         return self

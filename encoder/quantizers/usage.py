@@ -20,13 +20,13 @@ class Usage(nn.Module):
         # Not a buffer: it is this rank's own, and None between steps.
         self._fresh_NR: Tensor | None = None
 
-    def note(self, digits_BN: Tensor) -> None:
+    def count(self, digits_BN: Tensor) -> None:
         """Count a batch of this rank's digits, int64 [B, digits]."""
         counts_NR = count_values(digits_BN, self.counts_NR.shape[1])
         self._fresh_NR = counts_NR if self._fresh_NR is None else self._fresh_NR + counts_NR
 
-    def settle(self, world: World) -> Tensor:
-        """Sum over ranks the counts noted since the last call, and return them: int64 [digits, radix]."""
+    def update(self, world: World) -> Tensor:
+        """Sum over ranks the counts since the last call, add them, and return them: int64 [digits, radix]."""
         fresh_NR = torch.zeros_like(self.counts_NR) if self._fresh_NR is None else self._fresh_NR
         self._fresh_NR = None
         fresh_NR = sum_over_ranks(world, fresh_NR)

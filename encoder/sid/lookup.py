@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sidestack.encoder.sid.packing import Ids, Packing, cut_into, require_fit
+from sidestack.encoder.sid.packing import Ids, Packing, require_fit, split_ids
 from sidestack.infra.errors import SpecError
 
 LOOKUP_ROWS = 1 << 13
@@ -44,7 +44,7 @@ def unpack_ids(
             raise SpecError(f"id {wrong} is no SID of {num_digits} digits with {radix} values each")
     if radix > LOOKUP_ROWS:
         numbers_ND = ids_N.new_empty((*ids_N.shape, num_digits))
-        cut_into(numbers_ND, ids_N // radix**first, radix, packing)
+        split_ids(numbers_ND, ids_N // radix**first, radix, packing)
         return numbers_ND.to(dtype)
     digits_ND: Tensor = _digit_lookup(radix, num_digits, packing, dtype, ids_N.device)(ids_N)
     return digits_ND
@@ -61,7 +61,7 @@ class DigitLookup(nn.Module):
     of digit i may differ from those of digit j:
 
         id                      167 = 2*81 + 0*27 + 0*9 + 1*3 + 2*1, digits 2 0 0 1 2
-        numbers, base 9         2          0          5           division by 9; `cut_into`
+        numbers, base 9         2          0          5           division by 9; `split_ids`
         their digits            (. 2)      (0 0)      (1 2)       the first number has one unused digit
         rows of the table       2          0 + 9      5 + 18      row 27, the last, is for unknown ids
         values looked up        . 2        0 0        1 2         `index_select`; the first column is left out
@@ -126,7 +126,7 @@ class DigitLookup(nn.Module):
     def _write_rows(self, rows_NC: Ids, ids_N: Ids) -> None:
         """Write the rows in which an id's numbers are looked up; for arrays and tensors."""
         whole_N = ids_N // self.radix if self.packing == "paper_eq5" else ids_N
-        cut_into(rows_NC, whole_N, self.rows, self.packing, apart=True)
+        split_ids(rows_NC, whole_N, self.rows, self.packing, apart=True)
 
     def _table(self, values_DR: Tensor) -> Tensor:
         """Return a block of rows for each of an id's numbers, and a last row of zeros for unknown ids."""
@@ -134,7 +134,7 @@ class DigitLookup(nn.Module):
         pad = (0, 0, 0, spare) if self.packing == "paper_eq5" else (0, 0, spare, 0)
         values_CkR = functional.pad(values_DR, pad).view(self.numbers, self.width, self.radix)
         digits_Rk = values_DR.new_empty(self.rows, self.width, dtype=torch.int64)
-        cut_into(digits_Rk, torch.arange(self.rows), self.radix, self.packing)
+        split_ids(digits_Rk, torch.arange(self.rows), self.radix, self.packing)
         table_CRk = torch.stack([values_CkR[:, i, digits_Rk[:, i]] for i in range(self.width)], dim=-1)
         return functional.pad(table_CRk.flatten(0, 1), (0, 0, 0, 1))
 

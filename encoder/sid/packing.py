@@ -56,7 +56,7 @@ def pack_digits(digits_ND: Tensor, radix: int, packing: Packing = "mixed_radix")
     return (digits_ND * weights_D).sum(-1)
 
 
-def cut_into(numbers_NC: Ids, ids_N: Ids, size: int, packing: Packing, apart: bool = False) -> None:
+def split_ids(numbers_NC: Ids, ids_N: Ids, size: int, packing: Packing, apart: bool = False) -> None:
     """Split ids into numbers in [0, size) by repeated division; for arrays and tensors.
 
     Args:

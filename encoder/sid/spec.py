@@ -70,7 +70,7 @@ class SidSpec(Config):
     equal fingerprints. An encoder refreshed with a frozen codebook keeps it (`encoder.refresh`)."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.radix < 2:
             raise ValueError(f"levels {self.levels} x lines {self.lines} must be at least 2 values a digit")
         if self.depth * self.groups != self.digits:

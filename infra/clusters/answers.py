@@ -13,15 +13,15 @@ class LastAnswers(Generic[T]):
     """The last answer of each job."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[float, T]] = {}
+        self._answers: dict[str, tuple[float, T]] = {}
 
     def of(self, app_id: str, ask: Callable[[str], T]) -> T:
         """Return a job's cached answer, or query it if that is older than `SECONDS`; exceptions are not cached."""
-        told = self._told.get(app_id)
-        if told is None or time.monotonic() - told[0] > SECONDS:
-            told = self._told[app_id] = time.monotonic(), ask(app_id)
-        return told[1]
+        answer = self._answers.get(app_id)
+        if answer is None or time.monotonic() - answer[0] > SECONDS:
+            answer = self._answers[app_id] = time.monotonic(), ask(app_id)
+        return answer[1]
 
     def forget(self, app_id: str) -> None:
         """Drop a job's cached answer."""
-        self._told.pop(app_id, None)
+        self._answers.pop(app_id, None)

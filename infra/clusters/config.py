@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from sidestack.infra.config import Config, nearest, parse, plain, read_mapping
+from sidestack.infra.config import Config, parse, plain, read_mapping, suggestion
 from sidestack.infra.errors import ConfigError
 
 SHIPPED = Path(__file__).parent
@@ -292,7 +292,9 @@ def load_cluster(name: str) -> Cluster:
     file = SHIPPED / f"{name}.yaml" if is_name else Path(name)
     if is_name and not file.is_file():
         shipped = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-        raise ConfigError(f"cluster {name!r}: no such name; shipped are {', '.join(shipped)}{nearest(name, shipped)}")
+        raise ConfigError(
+            f"cluster {name!r}: no such name; shipped are {', '.join(shipped)}{suggestion(name, shipped)}"
+        )
     return _parsed(read_mapping(file, f"cluster {file}"), f"cluster {file.name}")
 
 
@@ -344,6 +346,6 @@ def with_options(cluster: Cluster | None, options: Mapping[str, Any]) -> dict[st
 def _parsed(values: Mapping[str, Any], where: str) -> Cluster:
     scheduler = str(values.get("scheduler", ""))
     if scheduler not in KINDS:
-        shown, near = (f"{scheduler!r} is unknown", nearest(scheduler, KINDS)) if scheduler else ("is missing", "")
+        shown, near = (f"{scheduler!r} is unknown", suggestion(scheduler, KINDS)) if scheduler else ("is missing", "")
         raise ConfigError(f"{where}.scheduler: {shown}; schedulers are {', '.join(KINDS)}{near}")
     return parse(KINDS[scheduler], values, where)

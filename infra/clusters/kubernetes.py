@@ -200,8 +200,8 @@ def _refusals(what: str) -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        told = f"kubernetes: {what}: the API server refuses: {error.status} {_message(error)}"
-        raise (UnansweredError if error.status >= 500 else SchedulerError)(told) from error
+        message = f"kubernetes: {what}: the API server refuses: {error.status} {_message(error)}"
+        raise (UnansweredError if error.status >= 500 else SchedulerError)(message) from error
     except HTTPError as error:
         raise UnansweredError(f"kubernetes: {what}: the API server does not answer: {error}") from error
 

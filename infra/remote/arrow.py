@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from sidestack.infra.errors import RemoteError
 from sidestack.infra.masking import one_line
-from sidestack.infra.remote.objects import AwayError, Found, Patience
+from sidestack.infra.remote.objects import Found, Retries, UnavailableError
 
 _RETRY = timedelta(seconds=20)
 """Retry limit: Google's client retries for a quarter of an hour by default."""
@@ -48,29 +48,29 @@ class ArrowObjects:
         self._fs = filesystem
         self._scheme = scheme
         self._host = host
-        self._patience = Patience()
+        self._retries = Retries()
 
     def read(self, key: str) -> bytes | None:
         """Return an object's bytes; None: there is none."""
 
         def get() -> bytes | None:
-            with self._naming(key):
+            with self._translate_errors(key):
                 if self._fs.get_file_info(self._path(key)).type != fs.FileType.File:
                     return None
                 with self._fs.open_input_stream(self._path(key)) as opened:
                     content: bytes = opened.read()
                     return content
 
-        return self._patience.asking(get)
+        return self._retries.call(get)
 
     def write(self, key: str, content: bytes) -> None:
         """Write an object, or replace it."""
 
         def put() -> None:
-            with self._naming(key), self._writing(key) as opened:
+            with self._translate_errors(key), self._writing(key) as opened:
                 opened.write(content)
 
-        self._patience.asking(put)
+        self._retries.call(put)
 
     def write_new(self, key: str, content: bytes, writer: str) -> bool:
         """Write an object unless there is one; return whether the object then has this writer's bytes."""
@@ -84,43 +84,47 @@ class ArrowObjects:
         """Write a local file's bytes as an object."""
 
         def put() -> None:
-            with self._naming(key), file.open("rb") as source, self._writing(key) as opened:
+            with self._translate_errors(key), file.open("rb") as source, self._writing(key) as opened:
                 shutil.copyfileobj(source, opened, _CHUNK)
 
-        self._patience.asking(put)
+        self._retries.call(put)
 
     def download(self, key: str, file: Path) -> None:
         """Write an object's bytes into a local file."""
 
         def get() -> None:
-            with self._naming(key), self._fs.open_input_stream(self._path(key)) as source, file.open("wb") as opened:
+            with (
+                self._translate_errors(key),
+                self._fs.open_input_stream(self._path(key)) as source,
+                file.open("wb") as opened,
+            ):
                 shutil.copyfileobj(source, opened, _CHUNK)
 
-        self._patience.asking(get)
+        self._retries.call(get)
 
     def listed(self, prefix: str, at_most: int | None = None) -> list[Found]:
         """Return the objects whose keys begin with a prefix, in order; all, or the first `at_most`."""
         folder = prefix.rpartition("/")[0]
 
         def found() -> list[Found]:
-            with self._naming(prefix):
+            with self._translate_errors(prefix):
                 selector = fs.FileSelector(self._path(folder), recursive=True, allow_not_found=True)
                 infos = self._fs.get_file_info(selector)
             files = [one for one in infos if one.type == fs.FileType.File]
             own = [Found(self._key(one.path), one.size, one.mtime_ns or 0) for one in files]
             return sorted(one for one in own if one.key.startswith(prefix))[:at_most]
 
-        return self._patience.asking(found)
+        return self._retries.call(found)
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove objects; missing ones are ignored."""
         for key in keys:
 
             def delete(key: str = key) -> None:
-                with self._naming(key), contextlib.suppress(FileNotFoundError):
+                with self._translate_errors(key), contextlib.suppress(FileNotFoundError):
                     self._fs.delete_file(self._path(key))
 
-            self._patience.asking(delete)
+            self._retries.call(delete)
 
     @contextlib.contextmanager
     def _writing(self, key: str) -> Iterator[Any]:
@@ -152,7 +156,7 @@ class ArrowObjects:
         return self._host.partition("@")[0]
 
     @contextlib.contextmanager
-    def _naming(self, key: str) -> Iterator[None]:
+    def _translate_errors(self, key: str) -> Iterator[None]:
         """Convert pyarrow's errors into ours."""
         url = f"{self._scheme}://{self._host}/{key}".rstrip("/")
         try:
@@ -162,6 +166,6 @@ class ArrowObjects:
         except PermissionError as error:
             raise RemoteError(f"{url}: no permission: {one_line(error)}") from error
         except (TimeoutError, ConnectionError) as error:
-            raise AwayError(f"{url}: the store cannot be reached: {one_line(error)}") from error
+            raise UnavailableError(f"{url}: the store cannot be reached: {one_line(error)}") from error
         except OSError as error:
             raise RemoteError(f"{url}: the store cannot be used: {one_line(error)}") from error

@@ -1,6 +1,6 @@
 """Files of a store and their copies in this machine's mirror: single files, and folders that others fill.
 
-Every function takes a path from `infra.remote.urls.place`, and works for local paths, too.
+Every function takes a path from `infra.remote.urls.local_path`, and works for local paths, too.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def put(file: Path) -> None:
         store.write(key, file.read_bytes())
 
 
-def claim(file: Path, content: bytes) -> bool:
+def write_if_absent(file: Path, content: bytes) -> bool:
     """Write a file to the store unless there is one; return whether it was written; True for a local path."""
     found = remote(file)
     if found is None:
@@ -131,7 +131,7 @@ def fetch_sources(paths: Iterable[Path]) -> None:
 
 def _fetch_source(path: Path, store: Objects, key: str) -> None:
     parts = path.parts
-    wild = next((place for place, part in enumerate(parts) if _is_wild(part)), len(parts))
+    wild = next((place for place, part in enumerate(parts) if _has_wildcard(part)), len(parts))
     base, pattern = Path(*parts[:wild]), parts[wild:]
     base_key = "/".join(key.split("/")[: len(key.split("/")) - len(pattern)]) if pattern else key
     prefix = f"{base_key}/" if base_key else ""
@@ -143,27 +143,29 @@ def _fetch_source(path: Path, store: Objects, key: str) -> None:
     wanted = {
         base / inside: one
         for one in store.listed(prefix)
-        if (inside := one.key.removeprefix(prefix)) and not inside.endswith("/") and _fits(inside.split("/"), pattern)
+        if (inside := one.key.removeprefix(prefix))
+        and not inside.endswith("/")
+        and _matches(inside.split("/"), pattern)
     }
     if not wanted:
         raise DataError(f"{url_of(path)}: holds no file")
     for file in base.rglob("*") if base.is_dir() else ():
-        if file.is_file() and file not in wanted and _fits(file.relative_to(base).parts, pattern):
+        if file.is_file() and file not in wanted and _matches(file.relative_to(base).parts, pattern):
             file.unlink(missing_ok=True)
     _fetch_changed(store, wanted)
 
 
-def _is_wild(part: str) -> bool:
+def _has_wildcard(part: str) -> bool:
     return any(sign in part for sign in "*?[")
 
 
-def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     """Return whether a path matches a pattern of `Path.glob`, or is below a match; an empty pattern matches all."""
     if not pattern:
         return True
     if pattern[0] == "**":
-        return any(_fits(parts[skipped:], pattern[1:]) for skipped in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+        return any(_matches(parts[skipped:], pattern[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _fetch_changed(store: Objects, wanted: dict[Path, Found]) -> None:
@@ -197,10 +199,10 @@ def fetch(store: Objects, wanted: Sequence[tuple[str, Path, int]]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
 
-    at_a_time(lambda item: one(*item), wanted)
+    run_in_threads(lambda item: one(*item), wanted)
 
 
-def at_a_time(work: "Callable[[tuple[str, Path, int]], None]", items: Sequence[tuple[str, Path, int]]) -> None:
+def run_in_threads(work: "Callable[[tuple[str, Path, int]], None]", items: Sequence[tuple[str, Path, int]]) -> None:
     """Do some work for each item in a few threads; raise the first error once all have ended."""
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         for _ in pool.map(work, items):

@@ -5,19 +5,19 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
-from sidestack.infra.remote.urls import address, local, place
+from sidestack.infra.remote.urls import address, local_path, require_local
 
 
 def _place(value: Any) -> Any:
-    return place(value) if isinstance(value, str | Path) else value
+    return local_path(value) if isinstance(value, str | Path) else value
 
 
 def _local(value: Any) -> Any:
-    return local(value) if isinstance(value, str | Path) else value
+    return require_local(value) if isinstance(value, str | Path) else value
 
 
 def _checked(text: str) -> str:
-    place(text)
+    local_path(text)
     return text
 
 

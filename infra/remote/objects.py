@@ -17,7 +17,7 @@ from sidestack.infra.logs import LOG
 
 T = TypeVar("T")
 
-PATIENCE_S = 300.0
+RETRY_S = 300.0
 """How long requests to a store that has answered before are retried."""
 _PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 30.0
@@ -60,17 +60,17 @@ class Objects(Protocol):
         """Remove objects; missing ones are ignored."""
 
 
-class AwayError(RemoteError):
+class UnavailableError(RemoteError):
     """A store does not answer, or is temporarily unavailable."""
 
 
-class Patience:
+class Retries:
     """Retries for one store that is unreachable, if it has answered before."""
 
     def __init__(self) -> None:
         self._has_answered = threading.Event()
 
-    def asking(self, call: Callable[[], T]) -> T:
+    def call(self, call: Callable[[], T]) -> T:
         """Return the result of a call, with retries.
 
         Raises:
@@ -80,12 +80,12 @@ class Patience:
         while True:
             try:
                 answer = call()
-            except AwayError as error:
+            except UnavailableError as error:
                 waited = time.monotonic() - began
-                if not self._has_answered.is_set() or waited > PATIENCE_S:
+                if not self._has_answered.is_set() or waited > RETRY_S:
                     raise
                 if pause == _PAUSE_S:
-                    LOG.warning(f"{error}; it is asked again for up to {PATIENCE_S / 60:g} minutes")
+                    LOG.warning(f"{error}; it is asked again for up to {RETRY_S / 60:g} minutes")
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             except RemoteError:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sidestack.infra.errors import RemoteError
 from sidestack.infra.masking import one_line
-from sidestack.infra.remote.objects import AwayError, Found, Patience
+from sidestack.infra.remote.objects import Found, Retries, UnavailableError
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class S3Objects:
             RemoteError: boto3 is not installed, or its settings are faulty.
         """
         self._bucket = bucket
-        self._patience = Patience()
+        self._retries = Retries()
         try:
             import boto3
             from botocore.config import Config
@@ -72,7 +72,7 @@ class S3Objects:
         }
         if any(os.environ.get(name) for name in _ENDPOINTS):  # a private server has no host name per bucket
             settings["s3"] = {"addressing_style": "path"}
-        with self._naming(""):
+        with self._translate_errors(""):
             self._client = boto3.session.Session().client("s3", config=Config(**settings))
 
     def read(self, key: str) -> bytes | None:
@@ -82,11 +82,11 @@ class S3Objects:
             body: bytes = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
             return body
 
-        return self._asked(key, get, missing=True)
+        return self._request(key, get, missing=True)
 
     def write(self, key: str, content: bytes) -> None:
         """Write an object, or replace it."""
-        self._asked(key, lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=content))
+        self._request(key, lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=content))
 
     def write_new(self, key: str, content: bytes, writer: str) -> bool:
         """Write an object unless there is one; return whether it is this writer's.
@@ -107,7 +107,7 @@ class S3Objects:
                 return bool(found["Metadata"].get(_WRITER) == writer)
             return True
 
-        return bool(self._asked(key, put))
+        return bool(self._request(key, put))
 
     def upload(self, file: Path, key: str) -> None:
         """Write a local file's bytes as an object, a large one in parts."""
@@ -116,7 +116,7 @@ class S3Objects:
             with file.open("rb") as opened:
                 self._client.upload_fileobj(opened, self._bucket, key)
 
-        self._asked(key, put)
+        self._request(key, put)
 
     def download(self, key: str, file: Path) -> None:
         """Write an object's bytes into a local file."""
@@ -125,7 +125,7 @@ class S3Objects:
             with file.open("wb") as opened:
                 self._client.download_fileobj(self._bucket, key, opened)
 
-        self._asked(key, get)
+        self._request(key, get)
 
     def listed(self, prefix: str, at_most: int | None = None) -> list[Found]:
         """Return the objects whose keys begin with a prefix, in order; all, or the first `at_most`."""
@@ -140,7 +140,7 @@ class S3Objects:
                 for one in page.get("Contents", ())
             ]
 
-        return self._asked(prefix, pages) or []
+        return self._request(prefix, pages) or []
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove objects; missing ones are ignored."""
@@ -150,17 +150,17 @@ class S3Objects:
             def delete(some: Sequence[dict[str, str]] = some) -> Any:
                 return self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": some, "Quiet": True})
 
-            answer = self._asked(keys[start], delete) or {}
+            answer = self._request(keys[start], delete) or {}
             for fault in answer.get("Errors", ()):
                 raise RemoteError(f"{self._url(fault['Key'])}: cannot be removed: {_refusal(fault['Code'])}")
 
-    def _asked(self, key: str, call: Callable[[], T], *, missing: bool = False) -> T | None:
+    def _request(self, key: str, call: Callable[[], T], *, missing: bool = False) -> T | None:
         """Return the result of a call, with retries; None: there is no such object, if `missing` allows that."""
 
         def named() -> T | None:
             from botocore.exceptions import ClientError
 
-            with self._naming(key):
+            with self._translate_errors(key):
                 try:
                     return call()
                 except ClientError as error:
@@ -168,13 +168,13 @@ class S3Objects:
                         return None
                     raise
 
-        return self._patience.asking(named)
+        return self._retries.call(named)
 
     def _url(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}".rstrip("/")
 
     @contextmanager
-    def _naming(self, key: str) -> Iterator[None]:
+    def _translate_errors(self, key: str) -> Iterator[None]:
         """Convert boto3's errors into ours."""
         from botocore import exceptions as theirs
 
@@ -184,7 +184,7 @@ class S3Objects:
         except theirs.ClientError as error:
             code = _code(error)
             if code in _AWAY:
-                raise AwayError(f"{url}: the store cannot answer for now ({code})") from error
+                raise UnavailableError(f"{url}: the store cannot answer for now ({code})") from error
             if code in _NOT_THERE:
                 raise RemoteError(f"{url}: there is no such object; it was removed meanwhile") from error
             raise RemoteError(f"{url}: {_refusal(code)}") from error
@@ -195,7 +195,7 @@ class S3Objects:
             ) from error
         except (theirs.ConnectionError, theirs.HTTPClientError, theirs.IncompleteReadError) as error:
             endpoint = next((f" ({name})" for name in _ENDPOINTS if os.environ.get(name)), "")
-            raise AwayError(
+            raise UnavailableError(
                 f"{url}: the store cannot be reached: {one_line(error)}; see the network, and the endpoint{endpoint}"
             ) from error
         except RemoteError:
@@ -218,9 +218,9 @@ def _code(error: Any) -> str:
 
 
 def _refusal(code: str) -> str:
-    for codes, told in _REFUSALS.items():
+    for codes, reason in _REFUSALS.items():
         if code in codes:
-            return f"{told} ({code})"
+            return f"{reason} ({code})"
     return f"the store refuses it ({code})"
 
 

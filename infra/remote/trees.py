@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from sidestack.infra.errors import AlreadyCommittedError, RemoteError
-from sidestack.infra.remote.copies import at_a_time, fetch, remote
+from sidestack.infra.remote.copies import fetch, remote, run_in_threads
 from sidestack.infra.remote.objects import Objects
 from sidestack.infra.remote.urls import url_of
 
@@ -33,7 +33,7 @@ def tree_name(digests: Mapping[str, str]) -> str:
     return sha256(lines.encode()).hexdigest()[:32]
 
 
-def what_is_there(path: Path, manifest: str) -> tuple[bool, str | None]:
+def inspect_directory(path: Path, manifest: str) -> tuple[bool, str | None]:
     """Return whether a directory is committed in a store, and the URL of a foreign object in it, if any.
 
     If there are more objects than a commit has, as in a whole bucket, only the first ones are checked.
@@ -74,7 +74,9 @@ def put_files(path: Path, staging: Path, names: Sequence[str], digests: Mapping[
     """
     store, key = _remote(path)
     folder = f"{key}/{tree_name(digests)}"
-    at_a_time(lambda one: store.upload(one[1], one[0]), [(f"{folder}/{name}", staging / name, 0) for name in names])
+    run_in_threads(
+        lambda one: store.upload(one[1], one[0]), [(f"{folder}/{name}", staging / name, 0) for name in names]
+    )
 
 
 def commit(path: Path, manifest: str, content: bytes, digests: Mapping[str, str], writer: str) -> None:
@@ -122,7 +124,7 @@ def fetching(path: Path, names: Sequence[str], digests: Mapping[str, str]) -> It
     """
     with _fetched(path, names, digests) as staging:
         yield staging
-        _take_place(staging, path)
+        _replace(staging, path)
 
 
 @contextmanager
@@ -158,7 +160,7 @@ def sizes(path: Path, digests: Mapping[str, str]) -> dict[str, int]:
     return {one.key.removeprefix(folder): one.size for one in store.listed(folder)}
 
 
-def _take_place(staging: Path, path: Path) -> None:
+def _replace(staging: Path, path: Path) -> None:
     """Move a directory to its path, replacing what is there; if another process did so first, keep its equal copy."""
     with contextlib.suppress(FileNotFoundError):
         path.rename(staging.with_name(f"{staging.name}.old"))

@@ -1,6 +1,6 @@
 """Paths from a user: local ones, and URLs of an object store, which map to paths on this machine.
 
-All code works with `pathlib.Path`. `place` converts a URL to a path in this machine's *mirror*, a folder of its own:
+All code works with `pathlib.Path`. `local_path` maps a URL to a path in this machine's *mirror*, a folder of its own:
 `s3://bucket/runs` becomes `<mirror>/s3/bucket/runs`. So joins, names and relative paths work as for any folder. For use
 on another machine, `address` converts a path back. The files in the mirror are copies of the store's files, or local on
 purpose, such as logs (`infra.remote.copies`).
@@ -27,7 +27,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LOST_A_SLASH = re.compile(rf"(?:{'|'.join([*SCHEMES, 'file'])}):/(?!/)")
 
 
-def place(path: str | Path) -> Path:
+def local_path(path: str | Path) -> Path:
     """Return the path on this machine that stands for a local path or a URL.
 
     Raises:
@@ -80,12 +80,12 @@ def mirror() -> Path:
     """
     named = os.environ.get(MIRROR_VARIABLE, "").strip()
     if named:
-        return _real(named)
-    return _real(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/sidestack/{socket.gethostname() or 'host'}")
+        return _real_path(named)
+    return _real_path(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/sidestack/{socket.gethostname() or 'host'}")
 
 
 @functools.cache  # called for every path
-def _real(folder: str) -> Path:
+def _real_path(folder: str) -> Path:
     return Path(os.path.realpath(Path(folder).expanduser()))
 
 
@@ -111,33 +111,33 @@ def with_urls(text: str) -> str:
     return text
 
 
-def local(path: str | Path) -> Path:
+def require_local(path: str | Path) -> Path:
     """Return a path that must be local.
 
     Raises:
         AddressError: it is a URL.
     """
-    found = place(path)
+    found = local_path(path)
     if (url := url_of(found)) is not None:
         raise AddressError(f"{url!r}: must be a path on this machine; object stores are not taken here")
     return found
 
 
 def path_argument(text: str) -> Path:
-    """Return `place` of a command's argument; a type for `argparse`."""
+    """Return `local_path` of a command's argument; a type for `argparse`."""
     try:
-        return place(text)
+        return local_path(text)
     except AddressError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def local_argument(text: str) -> Path:
-    """Return `local` of a command's argument; a type for `argparse`."""
+    """Return `require_local` of a command's argument; a type for `argparse`."""
     try:
-        return local(text)
+        return require_local(text)
     except AddressError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":  # a job's script calls this to locate a URL's logs on its node
-    print(place(sys.argv[1]))
+    print(local_path(sys.argv[1]))

@@ -15,7 +15,7 @@ from sidestack.infra.console import wide_console
 from sidestack.infra.errors import ConfigError, DataError
 from sidestack.infra.remote.urls import local_argument, path_argument
 from sidestack.pipelines.check.estimate import estimates, warnings
-from sidestack.pipelines.check.guess import as_yaml, guessed_config, tables_in
+from sidestack.pipelines.check.guess import as_yaml, guess_config, tables_in
 from sidestack.pipelines.check.profile import Profile, faults, profile
 from sidestack.pipelines.config import PipelineConfig, read_config
 from sidestack.pipelines.prepare.log.config import LogConfig
@@ -35,7 +35,7 @@ def init(folder: Path, out: Path) -> None:
         raise ConfigError(f"{out}: is there already; choose another --out")
     with TemporaryDirectory() as scratch, database(Path(scratch)) as connection:
         tables = tables_in(folder, connection)
-    out.write_text(as_yaml(guessed_config(tables, out.stem)), encoding="utf-8")
+    out.write_text(as_yaml(guess_config(tables, out.stem)), encoding="utf-8")
     print(f"{out}: a first configuration of {len(tables)} tables; look through it, then")
     print(f"  python -m sidestack.pipelines.check --config {out}")
 

@@ -102,7 +102,7 @@ def _column(name: str, kind: str, database: duckdb.DuckDBPyConnection) -> Column
     return Column(name, kind, distinct, float(mean or 0), values)
 
 
-def guessed_config(tables: Sequence[Table], name: str) -> dict[str, Any]:
+def guess_config(tables: Sequence[Table], name: str) -> dict[str, Any]:
     """Return a configuration for the tables.
 
     Raises:
@@ -112,7 +112,7 @@ def guessed_config(tables: Sequence[Table], name: str) -> dict[str, Any]:
     if events is None:
         seen = "; ".join(f"{table.path.name}: {', '.join(table.columns)}" for table in tables)
         raise DataError(f"no table has a user, an item and a time by the names of its columns ({seen})")
-    user, item, at = (_named(events, names) for names in (USER_NAMES, ITEM_NAMES, TIME_NAMES))
+    user, item, at = (_find_column(events, names) for names in (USER_NAMES, ITEM_NAMES, TIME_NAMES))
     assert user is not None and item is not None and at is not None
     used = {user.name, item.name, at.name}
     tasks = dict(_tasks(events, used))
@@ -134,10 +134,10 @@ def guessed_config(tables: Sequence[Table], name: str) -> dict[str, Any]:
 
 
 def _is_events(table: Table) -> bool:
-    return all(_named(table, names) is not None for names in (USER_NAMES, ITEM_NAMES, TIME_NAMES))
+    return all(_find_column(table, names) is not None for names in (USER_NAMES, ITEM_NAMES, TIME_NAMES))
 
 
-def _named(table: Table, names: Sequence[str]) -> Column | None:
+def _find_column(table: Table, names: Sequence[str]) -> Column | None:
     """Return the column that matches a name: as a whole, by its part before a colon, or by one of its words."""
     for name in names:
         for column in table.columns.values():
@@ -160,7 +160,7 @@ def _tasks(events: Table, used: set[str]) -> Iterator[tuple[str, dict[str, Any]]
         if column.name not in used and is_flag and any(word in LABEL_NAMES for word in (stem, *stem.split("_"))):
             used.add(column.name)
             yield stem, {"where": f"CAST({quoted(column.name)} AS INTEGER) = 1"}
-    action, rating = _named(events, ACTION_NAMES), _named(events, RATING_NAMES)
+    action, rating = _find_column(events, ACTION_NAMES), _find_column(events, RATING_NAMES)
     if action is not None and action.name not in used and len(action.values) >= 2:
         used.add(action.name)
         for value in action.values[1:]:
@@ -185,7 +185,7 @@ def _event_features(events: Table, used: set[str]) -> dict[str, Any]:
         for column in events.columns.values()
         if column.name not in used and column.kind in ("DOUBLE", "FLOAT") and column.distinct > 20
     }
-    found: dict[str, Any] = {"categoricals": named(categoricals)} if categoricals else {}
+    found: dict[str, Any] = {"categoricals": as_features(categoricals)} if categoricals else {}
     return found | ({"quantiles": numbers} if numbers else {})
 
 
@@ -211,11 +211,15 @@ def _content(table: Table, key: str, section: str) -> dict[str, Any]:
         and 2 <= one.distinct <= most
         and one.distinct < table.rows
     ]
-    found = {"text": text if section == "items" else [], "embeddings": named(vectors), "categoricals": named(few)}
+    found = {
+        "text": text if section == "items" else [],
+        "embeddings": as_features(vectors),
+        "categoricals": as_features(few),
+    }
     return {name: values for name, values in found.items() if values}
 
 
-def named(columns: Sequence[str]) -> list[str] | dict[str, str]:
+def as_features(columns: Sequence[str]) -> list[str] | dict[str, str]:
     """Return columns as features, named by the part before a colon if there is one."""
     names = [column.partition(":")[0] for column in columns]
     return dict(zip(names, columns, strict=True)) if names != list(columns) else list(columns)

@@ -69,7 +69,7 @@ def faults(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnecti
     """Return all faults of the files that `profile` reads, one line each."""
     found: list[str] = []
     for name, table in raw_tables(config).items():
-        chosen = files.tables[name] if name != EVENTS else _drawn(files.tables[EVENTS], database)
+        chosen = files.tables[name] if name != EVENTS else _sample_files(files.tables[EVENTS], database)
         for file in chosen:
             found += file_faults(database, table, file, config.max_dropped)
     return found
@@ -90,9 +90,9 @@ def profile(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnect
     if not days:
         raise DataError("prepare.source.events.path: the files hold no event")
     splits = _splits(config, [day for day, _ in days])
-    told = [name for name, one in config.tasks.items() if one.table is None]
-    drawn = _drawn(all_files, database)
-    flags = "".join(f", {quoted(f'task:{name}')}" for name in told)
+    in_events = [name for name, one in config.tasks.items() if one.table is None]
+    drawn = _sample_files(all_files, database)
+    flags = "".join(f", {quoted(f'task:{name}')}" for name in in_events)
     database.execute(  # once, with hashes for keys: everything below reads this
         "CREATE OR REPLACE TEMP TABLE seen AS"
         " SELECT hash(user_key) AS user_key, hash(item_key) AS item_key, event_time,"
@@ -115,9 +115,9 @@ def profile(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnect
         train=None if splits is None else splits[0],
         test=None if splits is None else splits[1],
         listed=_listed(config, files, database),
-        cold=None if splits is None else _cold(splits[1], database),
+        cold=None if splits is None else _cold_share(splits[1], database),
         ties=float(ties),
-        tasks={name: _task(name, splits, database) for name in told},
+        tasks={name: _task(name, splits, database) for name in in_events},
         texts=_texts(config, files, database),
         files=len(all_files),
         read=len(drawn),
@@ -125,7 +125,7 @@ def profile(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnect
     )
 
 
-def _drawn(files: Sequence[Path], database: duckdb.DuckDBPyConnection) -> Sequence[Path]:
+def _sample_files(files: Sequence[Path], database: duckdb.DuckDBPyConnection) -> Sequence[Path]:
     """Return all files of events, or, of a large log, an even sample of them with at most `MOST_ROWS` rows."""
     parquet = [file for file in files if file.suffix == ".parquet"]
     if not parquet:
@@ -173,7 +173,7 @@ def _listed(config: LogConfig, files: RawFiles, database: duckdb.DuckDBPyConnect
     return float(found)
 
 
-def _cold(test: tuple[date, date], database: duckdb.DuckDBPyConnection) -> float:
+def _cold_share(test: tuple[date, date], database: duckdb.DuckDBPyConnection) -> float:
     found = database.execute(
         f"SELECT sum(n) FILTER (WHERE first >= '{test[0]}') / sum(n) FROM (SELECT min(day) AS first,"
         f" count(*) FILTER (WHERE day BETWEEN '{test[0]}' AND '{test[1]}') AS n FROM seen GROUP BY item_key)"

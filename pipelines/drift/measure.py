@@ -25,7 +25,7 @@ NO_LABELS = "no judged row of the new dates has a known label"
 
 
 @dataclass(frozen=True)
-class Cycle:
+class ComparedSnapshots:
     """The compared snapshots, and the encoders of the newer snapshot's SIDs, by set."""
 
     now: Dataset
@@ -33,19 +33,19 @@ class Cycle:
     encoders: Mapping[str, EncoderBundle]
 
 
-def measure(config: DriftConfig, cycle: Cycle, scratch: Path) -> Drift:
+def measure(config: DriftConfig, snapshots: ComparedSnapshots, scratch: Path) -> Drift:
     """Return what changed in a cycle.
 
     Args:
-        config: how drift is measured. cycle: what is compared.
+        config: how drift is measured. snapshots: what is compared.
         scratch: a directory for temporary files.
 
     Raises:
         ConfigError, DataError, CommitError: see `pipelines.drift.stage.drift`.
     """
-    now, before = cycle.now, cycle.before
+    now, before = snapshots.now, snapshots.before
     dates = choose_dates(config.new_dates, now, before)
-    _verify(cycle, dates)
+    _verify(snapshots, dates)
     rates = label_rates(now, dates)
     shifts = _shifts(config, now, dates)
     new = newcomers(now, before, dates) if before is not None else {}
@@ -60,7 +60,7 @@ def measure(config: DriftConfig, cycle: Cycle, scratch: Path) -> Drift:
     return Drift(
         new_dates=dates.new,
         earlier_dates=dates.earlier,
-        sids={name: _sid_drift(config, cycle, name, scratch) for name in now.snapshot.sids},
+        sids={name: _sid_drift(config, snapshots, name, scratch) for name in now.snapshot.sids},
         new_items=new.get("item"),
         new_users=new.get("user"),
         impressions_a_day=volume(now, dates),
@@ -70,13 +70,13 @@ def measure(config: DriftConfig, cycle: Cycle, scratch: Path) -> Drift:
     )
 
 
-def _verify(cycle: Cycle, dates: Dates) -> None:
+def _verify(snapshots: ComparedSnapshots, dates: Dates) -> None:
     """Verify all partitions that are read: impressions, requests, SIDs, and the encoders' inputs."""
-    now, before, days = cycle.now, cycle.before, {*dates.new, *dates.earlier}
+    now, before, days = snapshots.now, snapshots.before, {*dates.new, *dates.earlier}
     read = [entry for table in (EVENTS, REQUESTS) for entry in now.partitions(table) if entry.date in days]
     read += [entry for name in now.snapshot.sids for entry in sid_parts(now, name)]
     if before is not None:
-        entities = {bundle.signals.entity for bundle in cycle.encoders.values()}
+        entities = {bundle.signals.entity for bundle in snapshots.encoders.values()}
         read += [entry for entity in sorted(entities) for entry in now.partitions(CONTENT[entity])]
         common = [name for name in before.snapshot.sids if name in now.snapshot.sids]
         before.verify(ALONE, [entry for name in common for entry in sid_parts(before, name)])
@@ -93,20 +93,20 @@ def _shifts(config: DriftConfig, now: Dataset, dates: Dates) -> dict[str, float 
     return dict(column_shifts(earlier, new, now.spec))
 
 
-def _sid_drift(config: DriftConfig, cycle: Cycle, name: str, scratch: Path) -> SidDrift:
-    sids = read_sids(cycle.now, name)
+def _sid_drift(config: DriftConfig, snapshots: ComparedSnapshots, name: str, scratch: Path) -> SidDrift:
+    sids = read_sids(snapshots.now, name)
     alone = SidDrift(entity=sids.spec.entity, now=code_use(sids, scratch))
-    if cycle.before is None:
+    if snapshots.before is None:
         return alone.without(FIRST_CYCLE, "change", "before", "reconstruction")
-    if name in cycle.encoders:
-        known = cycle.before.spec.content(sids.spec.entity).rows
-        losses = reconstruct(cycle.encoders[name], cycle.now, known, config)
+    if name in snapshots.encoders:
+        known = snapshots.before.spec.content(sids.spec.entity).rows
+        losses = reconstruct(snapshots.encoders[name], snapshots.now, known, config)
         alone = alone.model_copy(update={"reconstruction": losses})
     else:
         alone = alone.without(f"there is no input {ENCODER_INPUT}{name}", "reconstruction")
-    if name not in cycle.before.snapshot.sids:
+    if name not in snapshots.before.snapshot.sids:
         return alone.without(f"the snapshot before has no SIDs {name!r}", "change", "before")
-    return _with_change(alone, sids, read_sids(cycle.before, name), scratch)
+    return _with_change(alone, sids, read_sids(snapshots.before, name), scratch)
 
 
 def _with_change(alone: SidDrift, sids: SidTable, before: SidTable, scratch: Path) -> SidDrift:

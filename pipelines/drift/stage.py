@@ -16,7 +16,7 @@ from sidestack.infra.errors import DataError, SpecError
 from sidestack.infra.snapshot import Dataset, read_dataset
 from sidestack.infra.stage import StageRun
 from sidestack.pipelines.drift.config import DriftConfig
-from sidestack.pipelines.drift.measure import Cycle, measure
+from sidestack.pipelines.drift.measure import ComparedSnapshots, measure
 from sidestack.pipelines.drift.result import DRIFT_FILE, figures
 from sidestack.pipelines.drift.table import as_text
 
@@ -35,7 +35,7 @@ def drift(run: StageRun[DriftConfig]) -> None:
     """
     if not run.world.is_main:
         return
-    found = measure(run.config, _opened(run.inputs), run.out)
+    found = measure(run.config, _open_snapshots(run.inputs), run.out)
     table = as_text(found)
     (run.out / DRIFT_FILE).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     (run.out / TABLE_FILE).write_text(table, encoding="utf-8")
@@ -43,7 +43,7 @@ def drift(run: StageRun[DriftConfig]) -> None:
     print(table, end="", flush=True)  # the stage's result: on stdout, apart from the log
 
 
-def _opened(inputs: Mapping[str, Path]) -> Cycle:
+def _open_snapshots(inputs: Mapping[str, Path]) -> ComparedSnapshots:
     now = read_dataset(inputs["now"])
     before = read_dataset(inputs["before"]) if "before" in inputs else None
     if before is not None:
@@ -55,7 +55,7 @@ def _opened(inputs: Mapping[str, Path]) -> Cycle:
     }
     for name, bundle in encoders.items():
         _require_own(now, name, bundle)
-    return Cycle(now, before, encoders)
+    return ComparedSnapshots(now, before, encoders)
 
 
 def _require_growth(now: Dataset, before: Dataset) -> None:

@@ -54,7 +54,7 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
         raise_on_all_ranks(world, "making the events"),
         run.log.progress(len(missing), "prepare: dates") as advance,
     ):
-        for day, chunks in source.rows(share(world, sorted(missing))):
+        for day, chunks in source.rows(days_of_rank(world, sorted(missing))):
             write_day(store, day, missing[day], spec, chunks)
             world.state.stop_if_asked()
             advance(world.size)
@@ -68,7 +68,7 @@ def write_dataset(run: StageRun[PrepareConfig], source: Source) -> None:
             write_snapshot(run.out, run.out, numbered, Snapshot(
                 store=str(store.path), as_of=as_time(run.config.as_of), partitions=tuple(in_order(entries))
             ))  # fmt: skip
-            tell(run, numbered, entries, len(missing))
+            log_summary(run, numbered, entries, len(missing))
 
 
 def _keys(source: Source, day: date, code: str) -> dict[str, str]:
@@ -119,31 +119,31 @@ def _require_splits(spec: DatasetSpec, entries: Sequence[PartitionEntry], as_of:
             raise DataError(f"events: the {split} dates, {first} to {last}, have no rows{before}")
 
 
-def share(world: World, days: Sequence[date]) -> list[date]:
+def days_of_rank(world: World, days: Sequence[date]) -> list[date]:
     """Return this rank's days: contiguous, so that a rank reads only its own weeks of a raw log."""
     first, last = (len(days) * rank // world.size for rank in (world.rank, world.rank + 1))
     return list(days[first:last])
 
 
-def tell(run: StageRun[PrepareConfig], spec: DatasetSpec, entries: Sequence[PartitionEntry], made: int) -> None:
+def log_summary(run: StageRun[PrepareConfig], spec: DatasetSpec, entries: Sequence[PartitionEntry], made: int) -> None:
     """Log and record the snapshot's contents."""
     by = {"train": spec.train, "test": spec.test}
     days = {entry.slice for entry in entries if entry.table == "events"}
     summary: dict[str, Any] = {"items": spec.num_items, "users": spec.num_users, "dates": len(days), "dates_made": made}
-    run.log.say(
+    run.log.info(
         f"{spec.num_items:,} items, {spec.num_users:,} users, {len(days)} dates of events, {made} of them made now"
     )
     for split, (first, last) in by.items():
         names = {date_slice(first + timedelta(days=n)) for n in range((last - first).days + 1)}
         own = [entry for entry in entries if entry.slice in names]
-        told, words = _label_counts(spec, own)
-        summary[split] = told
-        run.log.say(f"{split}: {told['impressions']:,} impressions of {told['requests']:,} requests{words}")
+        counts, words = _label_counts(spec, own)
+        summary[split] = counts
+        run.log.info(f"{split}: {counts['impressions']:,} impressions of {counts['requests']:,} requests{words}")
     run.log.summary(summary)
 
 
 def _label_counts(spec: DatasetSpec, own: Sequence[PartitionEntry]) -> tuple[dict[str, Any], str]:
-    told: dict[str, Any] = {
+    counts: dict[str, Any] = {
         "impressions": sum(entry.rows for entry in own if entry.table == "events"),
         "requests": sum(entry.rows for entry in own if entry.table == "requests"),
     }
@@ -153,7 +153,7 @@ def _label_counts(spec: DatasetSpec, own: Sequence[PartitionEntry]) -> tuple[dic
             sum(entry.facts[f"{what}_{task}"] for entry in own if entry.table == "labels")
             for what in ("judged", "positive")
         )
-        told[task] = {"judged": judged, "positive": positive}
+        counts[task] = {"judged": judged, "positive": positive}
         of = f" of {judged:,} with a known label" if one.given is None else f" of {judged:,} followed-up {one.given}s"
         words += f", {positive / max(judged, 1):.1%}{of} are {task}"
-    return told, words
+    return counts, words

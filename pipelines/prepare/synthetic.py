@@ -325,10 +325,10 @@ class SyntheticLog:
         rng = np.random.default_rng([config.seed, _CENTRE, tag])
         centres_CD = rng.standard_normal((config.num_clusters, dim))
         fine_CSD = rng.standard_normal((config.num_clusters, config.num_subclusters, dim))
-        told_N = items_N
+        sources_N = items_N
         if name in config.exchanged:
-            told_N = below(config.num_items, config.seed, _EXCHANGED, tag, items_N)
-        clusters_N, subclusters_N = self.cluster(told_N), self.subcluster(told_N)
+            sources_N = below(config.num_items, config.seed, _EXCHANGED, tag, items_N)
+        clusters_N, subclusters_N = self.cluster(sources_N), self.subcluster(sources_N)
         own_ND = _normal(config.seed, _OWN, tag, items_N[:, None], np.arange(dim))
         vectors_ND = 0.8 * centres_CD[clusters_N] + 0.6 * fine_CSD[clusters_N, subclusters_N] + config.noise * own_ND
         return embeddings(_at_unit_length(vectors_ND), self._present(tag, items_N))

@@ -52,7 +52,7 @@ def embed_texts(
     if broadcast(world, is_committed(cached)):
         with raise_on_all_ranks(world, "verifying the cached text embeddings"):
             verify(cached)
-        log.say(f"texts: {len(texts):,} embeddings taken from {cached}")
+        log.info(f"texts: {len(texts):,} embeddings taken from {cached}")
         return cached
     with (
         committing(cached, world, stage="text-embeddings", key=key) as staging,

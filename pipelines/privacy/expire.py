@@ -20,7 +20,7 @@ from sidestack.infra.remote.urls import local_argument
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.store import Store
 from sidestack.pipelines.prepare.log.retention import RETAINED_SINCE, record_deleted
-from sidestack.pipelines.privacy.typed_files import take_out_rows
+from sidestack.pipelines.privacy.typed_files import remove_rows_before
 from sidestack.pipelines.run import exit_status
 
 
@@ -77,7 +77,7 @@ def expire(store: Store, before: date, keep: Sequence[Path] = ()) -> Expired:
     record_deleted(store, before)  # first: if this run is interrupted, a later prepare must not look for deleted rows
     for name in old.keys() - listed:
         _remove(old[name])
-    left = {name: rows for name, path in typed.items() if (rows := take_out_rows(path, before)) is not None}
+    left = {name: rows for name, path in typed.items() if (rows := remove_rows_before(path, before)) is not None}
     emptied = [name for name, rows in left.items() if not rows]
     return Expired(
         before,
@@ -129,7 +129,7 @@ def main() -> None:
         before = arguments.before or retained_since(arguments.snapshot)
         if before is None:
             raise ConfigError(
-                f"{arguments.snapshot}: was made without prepare.source.privacy.retention_days; say --before DATE"
+                f"{arguments.snapshot}: was made without prepare.source.privacy.retention_days; give --before DATE"
             )
         store = Store(read_dataset(arguments.snapshot).store)
         print("\n".join(expire(store, before, [arguments.snapshot, *arguments.keep]).lines()))

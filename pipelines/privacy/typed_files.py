@@ -9,7 +9,7 @@ from sidestack.infra.files import write_whole
 from sidestack.infra.manifest import MANIFEST, FileEntry, read_manifest
 from sidestack.infra.parquet import read_row_group, row_groups
 from sidestack.infra.parquet_writer import TableWriter
-from sidestack.infra.sealed import sealed
+from sidestack.infra.sealed import seal
 from sidestack.infra.store import FILE
 from sidestack.pipelines.prepare.log.ingest import row_dates
 
@@ -17,7 +17,7 @@ _SINCE = "since"
 """Name of the number in a manifest: ordinal of the first date whose rows are left."""
 
 
-def take_out_rows(path: Path, before: date) -> int | None:
+def remove_rows_before(path: Path, before: date) -> int | None:
     """Remove rows before a date from an ingested file; return how many are left, None if it had no such row.
 
     Args:
@@ -33,7 +33,7 @@ def take_out_rows(path: Path, before: date) -> int | None:
         (path / FILE).unlink(missing_ok=True)
     facts = {**manifest.facts, "numbers": {**numbers, _SINCE: before.toordinal()}}
     changed = manifest.model_copy(update={"facts": facts, "files": {} if left is None else {FILE: left}})
-    write_whole(path / MANIFEST, sealed(changed))
+    write_whole(path / MANIFEST, seal(changed))
     return 0 if left is None else left.rows
 
 

@@ -77,8 +77,8 @@ def windows_of(summaries: Mapping[str, Sequence[RankerSummary]]) -> Windows:
     """
     found = {summary.dates: arm for arm, of_arm in summaries.items() for summary in of_arm}
     if len(found) > 1:
-        told = "; ".join(f"{arm}: {dates.train[0]} to {dates.train[1]}" for dates, arm in found.items())
-        raise DataError(f"the arms were trained or measured on different dates ({told}): they do not compare")
+        windows = "; ".join(f"{arm}: {dates.train[0]} to {dates.train[1]}" for dates, arm in found.items())
+        raise DataError(f"the arms were trained or measured on different dates ({windows}): they do not compare")
     return next(iter(found))
 
 
@@ -94,8 +94,8 @@ def require_all_rows(summaries: Mapping[str, Sequence[RankerSummary]], predicted
     for arm, of_arm in summaries.items():
         for replicate, summary in enumerate(of_arm):
             if summary.held_out_rows not in (None, predicted):
-                told = f"{predicted:,} rows are predicted, its summary says that {summary.held_out_rows:,} were read"
-                raise DataError(f"{input_name(arm, replicate)}: {told}")
+                fault = f"{predicted:,} rows are predicted, its summary says that {summary.held_out_rows:,} were read"
+                raise DataError(f"{input_name(arm, replicate)}: {fault}")
 
 
 def typical(summaries: Sequence[RankerSummary]) -> RankerSummary:
@@ -136,8 +136,8 @@ def differences(summaries: Mapping[str, Sequence[RankerSummary]], manifests: Map
         if any(summary.world_size is not None for summary in found)  # the baseline has no ranks
     }
     if len({size for found in sizes.values() for size in found}) > 1:
-        told = ", ".join(f"{arm} {'/'.join(map(str, dict.fromkeys(found)))}" for arm, found in sizes.items())
-        yield f"arms ran on different numbers of ranks ({told}): speed and memory do not compare"
+        counts = ", ".join(f"{arm} {'/'.join(map(str, dict.fromkeys(found)))}" for arm, found in sizes.items())
+        yield f"arms ran on different numbers of ranks ({counts}): speed and memory do not compare"
     reference = next(iter(summaries))
     for arm, replicate in trained:
         expected = manifests["dataset" if replicate == 0 else input_name(reference, replicate)]

@@ -42,10 +42,10 @@ def _catalogue(dataset: Path | None) -> dict[str, Any]:
     """Return the number of items with a SID of the default encoder, and of distinct SIDs."""
     if dataset is None or not (dataset / SUMMARY_FILE).exists():
         return {}
-    told = read_json(dataset / SUMMARY_FILE).get("sids", {}).get(DEFAULT_NAME)
-    if told is None:
+    summary = read_json(dataset / SUMMARY_FILE).get("sids", {}).get(DEFAULT_NAME)
+    if summary is None:
         return {}
-    return {"catalogue_items": told["rows"] - told["null"], "catalogue_unique_share": told["unique_share"]}
+    return {"catalogue_items": summary["rows"] - summary["null"], "catalogue_unique_share": summary["unique_share"]}
 
 
 def _signal(name: str, measured: Mapping[str, Any]) -> SignalLoss:

@@ -37,8 +37,8 @@ def plots(comparison: Comparison, curves: Mapping[str, Mapping[str, Curve]]) -> 
 
 def _gain_plot(comparison: Comparison, task: str) -> Plot:
     title = f"{HEADLINE.title} gain, {task}"
-    told = (f"{name} {_gain_text(comparison, name, task)}" for name in comparison.arms if name != comparison.reference)
-    text = f"{title} over {comparison.reference}: {', '.join(told)}"
+    gains = (f"{name} {_gain_text(comparison, name, task)}" for name in comparison.arms if name != comparison.reference)
+    text = f"{title} over {comparison.reference}: {', '.join(gains)}"
     names = list(comparison.arms)
     draw = _rows_of_gains(comparison, task, {name: name for name in names})
     return Plot(f"{HEADLINE.name}_gain_{task}", title, text, draw, _height(names))
@@ -47,7 +47,7 @@ def _gain_plot(comparison: Comparison, task: str) -> Plot:
 def _cost_plot(comparison: Comparison, task: str) -> Plot:
     """Draw the arms' gains ordered by feature cost, one row each, as costs span orders of magnitude."""
     title = f"Gain and cost, {task}"
-    told = (
+    gains = (
         f"{name} {_gain_text(comparison, name, task)} for {byte_size(arm.feature_bytes_per_row)} a row"
         for name, arm in comparison.arms.items()
     )
@@ -57,7 +57,7 @@ def _cost_plot(comparison: Comparison, task: str) -> Plot:
         for name, arm in ordered
     }
     draw = _rows_of_gains(comparison, task, labels)
-    return Plot(f"cost_{task}", title, f"{title}: {', '.join(told)}", draw, _height(labels, 0.56))
+    return Plot(f"cost_{task}", title, f"{title}: {', '.join(gains)}", draw, _height(labels, 0.56))
 
 
 def _height(rows: Collection[str], inches: float = 0.36) -> float:

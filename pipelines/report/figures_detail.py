@@ -50,8 +50,8 @@ def reliability_plot(comparison: Comparison, task: str) -> Plot:
         legend_below(axes, keys(colors))
 
     title = f"Reliability, {task}"
-    told = (f"{name} from {_ratio(found[0])} to {_ratio(found[-1])}" for name, found in shown.items() if found)
-    text = f"{title}: observed over predicted, lowest to highest decile: {', '.join(told)}"
+    ranges = (f"{name} from {_ratio(found[0])} to {_ratio(found[-1])}" for name, found in shown.items() if found)
+    text = f"{title}: observed over predicted, lowest to highest decile: {', '.join(ranges)}"
     return Plot(f"reliability_{task}", title, text, draw)
 
 
@@ -87,13 +87,13 @@ def segment_plot(comparison: Comparison, task: str, kind: str) -> Plot:
         axes.tick_params(length=0)
         percent_ticks(axes.yaxis)
         axes.set_ylabel(f"{HEADLINE.title} gain over {comparison.reference}, %")
-        told = f"; {WITHHELD_NOTE}" if has_withheld else ""
-        axes.set_xlabel(f"earlier positives of {comparison.earlier_task}, of the {kind}{told}")
+        suffix = f"; {WITHHELD_NOTE}" if has_withheld else ""
+        axes.set_xlabel(f"earlier positives of {comparison.earlier_task}, of the {kind}{suffix}")
         legend_below(axes, keys(colors))
 
     title = f"Gain by the {kind}'s earlier positives of {comparison.earlier_task}, {task}"
-    told = (f"{name} {_words(found[name], verdicts[name])}" for name in arms)
-    return Plot(f"segments_{task}_{kind}", title, f"{title}, over {comparison.reference}: {'; '.join(told)}", draw)
+    gains = (f"{name} {_words(found[name], verdicts[name])}" for name in arms)
+    return Plot(f"segments_{task}_{kind}", title, f"{title}, over {comparison.reference}: {'; '.join(gains)}", draw)
 
 
 def _words(segments: Sequence[Segment], verdicts: Sequence[Verdict | None]) -> str:

@@ -56,8 +56,8 @@ class _Contest:
         """Return the variation between trainings for a pair: from all pooled arms, if both are among them."""
         names = self.pooled if {arm, other} <= {*self.pooled} else (arm, other)
         found = {name: self.sums[name][column].trained_R for name in names}
-        told = [trained_R for name, trained_R in found.items() if name in (arm, other) or (trained_R > 0).all()]
-        return pooled_deviation(np.stack(told))
+        varying = [trained_R for name, trained_R in found.items() if name in (arm, other) or (trained_R > 0).all()]
+        return pooled_deviation(np.stack(varying))
 
 
 def pooled_arms(arms: Iterable[str], replicates: int) -> tuple[str, ...]:

@@ -11,13 +11,13 @@ from sidestack.ranker.metric_registry import HEADLINE
 def lead(comparison: Comparison) -> list[str]:
     """Return one sentence per arm on its result, within what the verdicts allow."""
     return [
-        f"{name}: {'; '.join(_told(comparison, arm))}; {unbroken(byte_size(arm.sid_table_bytes))} of SID tables."
+        f"{name}: {'; '.join(_results(comparison, arm))}; {unbroken(byte_size(arm.sid_table_bytes))} of SID tables."
         for name, arm in comparison.arms.items()
         if name != comparison.reference
     ]
 
 
-def _told(comparison: Comparison, arm: ArmResult) -> Iterator[str]:
+def _results(comparison: Comparison, arm: ArmResult) -> Iterator[str]:
     """Return the result on each task in words; tasks with the same result are grouped."""
     tasks: dict[str, list[str]] = {}
     for task, result in arm.tasks.items():

@@ -14,7 +14,9 @@ from sidestack.pipelines.report.comparison import Learning, Training
 from sidestack.pipelines.report.outputs import Curve, learning_curve, validation_curve
 
 
-def learned(curves: Sequence[Mapping[str, Curve]], trainings: Sequence[Training], task: str) -> Learning | None:
+def summarize_learning(
+    curves: Sequence[Mapping[str, Curve]], trainings: Sequence[Training], task: str
+) -> Learning | None:
     """Return how an arm learned a task, as the mean over its replicates.
 
     Args:
@@ -27,10 +29,12 @@ def learned(curves: Sequence[Mapping[str, Curve]], trainings: Sequence[Training]
     trained = [learning_curve(one, task) for one in curves]
     if not all(trained):
         return None
-    last = _mean([_part(curve, 0.75, 1.0) for curve in trained])
-    before = _mean([_part(curve, 0.5, 0.75) for curve in trained])
+    last = _mean([_curve_part(curve, 0.75, 1.0) for curve in trained])
+    before = _mean([_curve_part(curve, 0.5, 0.75) for curve in trained])
     assert last is not None, "the last point is in the last quarter"
-    validated = [_validated(validation_curve(one, task), of) for one, of in zip(curves, trainings, strict=True)]
+    validated = [
+        _validation_statistics(validation_curve(one, task), of) for one, of in zip(curves, trainings, strict=True)
+    ]
     return Learning(
         train_ne=last.mean,
         late_fall=1.0 - last.mean / before.mean if before else None,
@@ -41,7 +45,7 @@ def learned(curves: Sequence[Mapping[str, Curve]], trainings: Sequence[Training]
     )
 
 
-class _Validated(NamedTuple):
+class _ValidationStatistics(NamedTuple):
     """Validation statistics of one training; see `Learning`."""
 
     lowest: float | None = None
@@ -49,7 +53,7 @@ class _Validated(NamedTuple):
     fall: float | None = None
 
 
-def _validated(curve: Curve, training: Training) -> _Validated:
+def _validation_statistics(curve: Curve, training: Training) -> _ValidationStatistics:
     """Return the statistics of a validation curve.
 
     The curve has a point after each epoch of a search, and the arm is trained for the best number of epochs: later
@@ -57,12 +61,12 @@ def _validated(curve: Curve, training: Training) -> _Validated:
     """
     values = [value for _, value in curve]
     if not values:
-        return _Validated()
+        return _ValidationStatistics()
     end = min(training.epochs or len(values), len(values)) if training.validation_days else len(values)
     earlier, later = values[max(end - 2, 0) : end], values[end - 1 : end + 1]
     pair = later if len(later) == 2 else earlier
     fall = 1.0 - pair[1] / pair[0] if len(pair) == 2 else None
-    return _Validated(min(values[:end]), values[end - 1], fall)
+    return _ValidationStatistics(min(values[:end]), values[end - 1], fall)
 
 
 def _mean_of(values: Sequence[float | None]) -> float | None:
@@ -71,14 +75,14 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
     return fmean(known) if len(known) == len(values) else None
 
 
-class _Part(NamedTuple):
+class _CurvePart(NamedTuple):
     """A part of a curve: its mean, and the variance of that mean (None for a single point)."""
 
     mean: float
     variance: float | None
 
 
-def _part(curve: Curve, after: float, until: float) -> _Part | None:
+def _curve_part(curve: Curve, after: float, until: float) -> _CurvePart | None:
     """Return the part of a curve between two fractions of its steps; None without a point."""
     end = curve[-1][0]
     covered = [curve[0][0], *(later[0] - earlier[0] for earlier, later in pairwise(curve))]
@@ -87,20 +91,20 @@ def _part(curve: Curve, after: float, until: float) -> _Part | None:
     if not chosen:
         return None
     values, weights = zip(*chosen, strict=True)
-    return _Part(fmean(values, weights), variance(values) / len(values) if len(values) > 1 else None)
+    return _CurvePart(fmean(values, weights), variance(values) / len(values) if len(values) > 1 else None)
 
 
-def _mean(parts: Sequence[_Part | None]) -> _Part | None:
+def _mean(parts: Sequence[_CurvePart | None]) -> _CurvePart | None:
     """Return the mean of the same part of several curves; None if one of them has no point there."""
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
     variances = [part.variance for part in known if part.variance is not None]
     of_mean = sum(variances) / len(parts) ** 2 if len(variances) == len(parts) else None
-    return _Part(fmean(part.mean for part in known), of_mean)
+    return _CurvePart(fmean(part.mean for part in known), of_mean)
 
 
-def _error(before: _Part, last: _Part) -> float | None:
+def _error(before: _CurvePart, last: _CurvePart) -> float | None:
     """Return the standard error of the fall from one part to the next."""
     if before.variance is None or last.variance is None:
         return None

@@ -63,7 +63,7 @@ def _trained(arms: Arms) -> dict[str, Section]:
 def _section(path: Path, section: str, name: str) -> Section:
     found = read_section(path, section)
     if not found:
-        raise DataError(f"the output {name} does not say how it was made")
+        raise DataError(f"the output {name} does not record how it was made")
     return found
 
 

@@ -58,10 +58,10 @@ def footnotes(comparison: Comparison) -> tuple[str, ...]:
     """Return notes on how to read the table."""
     verdicts = [task.verdict for arm in comparison.arms.values() for task in arm.tasks.values() if task.verdict]
     few = any(few_users(comparison, task, metric) for task in comparison.tasks for metric in all_metrics())
-    notes = [f"{HEADLINE.gain_rule(comparison.reference)}; {_what_the_interval_holds(comparison)}"]
+    notes = [f"{HEADLINE.gain_rule(comparison.reference)}; {_interval_note(comparison)}"]
     pooled = pooled_arms(comparison.arms, comparison.replicates)
     if comparison.replicates > 1 and len(pooled) > 1:
-        notes.append(_of_few_trainings(comparison.confidence, len(pooled), comparison.replicates))
+        notes.append(_few_trainings_note(comparison.confidence, len(pooled), comparison.replicates))
     if any(not verdict.is_shown and not verdict.is_withheld for verdict in verdicts):
         notes.append(f"{NO_DIFFERENCE} the interval holds 0: no difference is shown")
     if any(verdict.is_withheld for verdict in verdicts):
@@ -75,18 +75,18 @@ def footnotes(comparison: Comparison) -> tuple[str, ...]:
     return (*notes, *comparison.warnings)
 
 
-def _closing(comparison: Comparison) -> tuple[str, ...]:
+def _closing_lines(comparison: Comparison) -> tuple[str, ...]:
     """Return the lines below the tables: settings, and how to read the tables."""
     return (*settings_notes(comparison), *footnotes(comparison))
 
 
-def _what_the_interval_holds(comparison: Comparison) -> str:
+def _interval_note(comparison: Comparison) -> str:
     if comparison.replicates == 1:
         return "one training: the interval is over users, it does not hold the spread of training (run.replicates)"
     return f"the interval is over users and {comparison.replicates} trainings, {SEEDS} its deviation over trainings"
 
 
-def _of_few_trainings(confidence: float, arms: int, replicates: int) -> str:
+def _few_trainings_note(confidence: float, arms: int, replicates: int) -> str:
     """Return a note on the interval's width with few trainings, and with one more."""
     now, then = (
         student_reach(confidence, number, (arms - 1) * (number - 1)) for number in (replicates, replicates + 1)
@@ -102,12 +102,12 @@ def _metric_note(comparison: Comparison, metric: Metric) -> str:
     """Return a note on a metric, and on the number of users or rows it is based on."""
     results = comparison.arms[comparison.reference].tasks
     counts = {task: result.metrics[metric.name].counts for task, result in results.items()}
-    told = [
+    counted = [
         f"{task} " + ", ".join(f"{number:,} {what}" for what, number in found.items())
         for task, found in counts.items()
         if found
     ]
-    return f"{metric.title}: {metric.note}" + (f" ({'; '.join(told)})" if told else "")
+    return f"{metric.title}: {metric.note}" + (f" ({'; '.join(counted)})" if counted else "")
 
 
 def as_text(comparison: Comparison) -> str:
@@ -117,7 +117,7 @@ def as_text(comparison: Comparison) -> str:
     lines = [heading(comparison), "", *_wrapped(lead(comparison)), ""]
     for block in shown:
         lines += [*_block_lines(block, widths), ""]
-    return "\n".join([*lines, *_wrapped(_closing(comparison)), ""])
+    return "\n".join([*lines, *_wrapped(_closing_lines(comparison)), ""])
 
 
 def _wrapped(sentences: Iterable[str]) -> list[str]:
@@ -161,7 +161,7 @@ def as_markdown(comparison: Comparison) -> str:
         lines.append("|---" + "|---:" * len(block.columns) + "|")
         lines += ["| " + " | ".join(_stripped(row)) + " |" for row in block.rows]
         lines.append("")
-    return "\n".join([*lines, *(f"- {note}" for note in (*_closing(comparison), mark_note(comparison))), ""])
+    return "\n".join([*lines, *(f"- {note}" for note in (*_closing_lines(comparison), mark_note(comparison))), ""])
 
 
 def mark_note(comparison: Comparison) -> str:

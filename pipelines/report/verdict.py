@@ -80,24 +80,24 @@ def _not_learned(name: str, result: TaskResult, learning: Learning | None, rules
     found = {"held out": result.metrics[HEADLINE.name].value, "in training": learning.train_ne if learning else None}
     known = {where: ne for where, ne in found.items() if ne is not None}
     if any(ne > 1.0 - rules.min_learned for ne in known.values()):
-        told = ", ".join(f"{ne:.3f} {where}" for where, ne in known.items())
-        yield f"{name} does not beat the base rate: {HEADLINE.title} {told}"
+        values = ", ".join(f"{ne:.3f} {where}" for where, ne in known.items())
+        yield f"{name} does not beat the base rate: {HEADLINE.title} {values}"
 
 
 def _not_converged(name: str, learning: Learning | None, rules: VerdictConfig) -> Iterator[str]:
     if learning is not None and learning.late_validation_fall is not None:
         # Validation decides if there is any: training NE falls anyway when rows are seen again.
         if learning.late_validation_fall > rules.max_late_fall:
-            told = f"validation {HEADLINE.title} still fell by {100 * learning.late_validation_fall:.1f} %"
-            yield f"{name} has not converged: {told}"
+            reason = f"validation {HEADLINE.title} still fell by {100 * learning.late_validation_fall:.1f} %"
+            yield f"{name} has not converged: {reason}"
         return
     if learning is None or learning.late_fall is None:
         yield f"whether {name} has converged is not known: its learning curve has too few points"
         return
     fall, error = learning.late_fall, learning.late_fall_error or 0.0
     if fall > max(rules.max_late_fall, 2.0 * error):
-        told = f"training {HEADLINE.title} fell by {100 * fall:.1f} % in the last quarter"
-        yield f"{name} has not converged: {told}"
+        reason = f"training {HEADLINE.title} fell by {100 * fall:.1f} % in the last quarter"
+        yield f"{name} has not converged: {reason}"
 
 
 def _overfitted(name: str, learning: Learning | None, rules: VerdictConfig) -> Iterator[str]:

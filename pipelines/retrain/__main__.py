@@ -13,13 +13,20 @@ from sidestack.infra.errors import ConfigError
 from sidestack.pipelines.config import PipelineConfig, read_config
 from sidestack.pipelines.environment import require_secrets
 from sidestack.pipelines.execution import run_dir
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.retrain.cycle import Retraining
 from sidestack.pipelines.retrain.dry_run import dry_run
 from sidestack.pipelines.retrain.ledger import Ledger
 from sidestack.pipelines.retrain.rollback import roll_back
-from sidestack.pipelines.retrain.tell import status_table
-from sidestack.pipelines.run import AtWorkError, alone, command_line, exit_status, launcher_of, stopping
+from sidestack.pipelines.retrain.text_tables import status_table
+from sidestack.pipelines.run import (
+    AlreadyRunningError,
+    command_line,
+    exit_status,
+    launcher_of,
+    raise_on_signals,
+    run_lock,
+)
 
 
 def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:
@@ -29,10 +36,10 @@ def retrain(config: PipelineConfig, as_ofs: Sequence[date | None]) -> None:
         config: the run's. as_ofs: for each cycle, the date at which the log is cut (exclusive); None: not cut.
 
     Raises:
-        SidestackError, Stopped: a stage failed or was stopped; the next call resumes.
-        AtWorkError: another call is running.
+        SidestackError, StopSignal: a stage failed or was stopped; the next call resumes.
+        AlreadyRunningError: another call is running.
     """
-    with opened(config) as retraining, stopping():
+    with opened(config) as retraining, raise_on_signals():
         if retraining.ledger.under_way is not None:
             retraining.step()
         for as_of in as_ofs:
@@ -45,11 +52,12 @@ def opened(config: PipelineConfig) -> Iterator[Retraining]:
     """Lock a run for this call.
 
     Raises:
-        AtWorkError: another call is running. ConfigError: the scheduler refuses an option, or a secret is not set.
+        AlreadyRunningError: another call is running.
+        ConfigError: the scheduler refuses an option, or a secret is not set.
     """
     run = config.run
     require_secrets(run)
-    with alone(run_dir(run)):
+    with run_lock(run_dir(run)):
         launcher = launcher_of(run)
         try:
             yield Retraining(config, launcher)
@@ -95,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             case _:
                 try:
                     retrain(config, _as_ofs(arguments, config))
-                except AtWorkError as error:
-                    say("retrain", f"{error}; this call leaves")
+                except AlreadyRunningError as error:
+                    log_line("retrain", f"{error}; this call leaves")
 
 
 def _as_ofs(arguments: argparse.Namespace, config: PipelineConfig) -> list[date | None]:
@@ -113,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", choices=["run", "status", "rollback"], default="run")
     parser.add_argument("--from", dest="first", type=date.fromisoformat, metavar="DATE", help="backfill from this date")
     parser.add_argument("--to", dest="last", type=date.fromisoformat, metavar="DATE", help="backfill to this date")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and why; do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and why; do nothing")
     parser.add_argument(
         "--version", type=int, metavar="CYCLE", help="rollback: to the version of this cycle; by default the one before"
     )

@@ -14,7 +14,7 @@ from sidestack.pipelines.config import PipelineConfig
 from sidestack.pipelines.environment import without_values
 from sidestack.pipelines.execution import Launches, Pipeline, run_dir
 from sidestack.pipelines.graph import Stage, encoder_stage, prepare_stage
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.retrain.decide import (
     Windows,
     dates_before,
@@ -23,7 +23,7 @@ from sidestack.pipelines.retrain.decide import (
     is_due,
     learned_to,
     policy_of,
-    revised,
+    revised_dates,
     windows_of,
 )
 from sidestack.pipelines.retrain.gates import may_promote
@@ -77,16 +77,16 @@ class Retraining:
         """
         plan = self.ledger.under_way
         if plan is not None:
-            say("retrain", f"cycle {plan.number} goes on: {plan.why}")
+            log_line("retrain", f"cycle {plan.number} resumes: {plan.why}")
         else:
             if self.ledger.champion is not None:  # before a cycle begins that could not continue
                 self.ledger.require_whole(self.ledger.champion, read_manifest)
-            plan = self.decide(self._prepared(as_of), as_of)
+            plan = self.decide(self._run_prepare(as_of), as_of)
             if plan is None:
                 return None
             self.ledger.open(plan)
-            say("retrain", f"cycle {plan.number}: {plan.why}")
-        return self._bring(plan)
+            log_line("retrain", f"cycle {plan.number}: {plan.why}")
+        return self._run_cycle(plan)
 
     def decide(self, prepared: Path, as_of: date | None) -> Plan | None:
         """Return the plan of the next cycle, or None if none is due, and log why.
@@ -101,7 +101,7 @@ class Retraining:
         followups = {task: dataset.spec.followup_days.get(task, 0.0) for task in dataset.spec.tasks}
         due, why = is_due(settings, dates, end, followups, last)
         if not due:
-            say("retrain", f"nothing to do: {why}")
+            log_line("retrain", f"nothing to do: {why}")
             return None
         policy, reason = policy_of(settings.encoder, len(ledger.ended), last)
         if champion is None and policy != "append":
@@ -109,7 +109,7 @@ class Retraining:
         done = {} if champion is None else champion.learned_to
         windows = windows_of(dates, end, followups, done, settings.judged_days)
         if not windows.learned:
-            say("retrain", f"nothing to do: {why}; no date before those that are judged has new labels")
+            log_line("retrain", f"nothing to do: {why}; no date before those that are judged has new labels")
             return None
         whole = dates_before(windows.measured, dates)
         if policy == "rebuild":
@@ -121,13 +121,13 @@ class Retraining:
             why="; ".join(part for part in (why, reason) if part),
             champion=None if champion is None else champion.number,
             as_of=as_of,
-            prepared=self._kept(prepared),
+            prepared=self._stored_path(prepared),
             newest=dates[-1],
             policy=policy,
             learned=windows.learned,
             measured=windows.measured,
             all_dates=whole,
-            revised=self._revised(dataset, last, done),
+            revised=self._find_revised(dataset, last, done),
         )
 
     def prepare(self, as_of: date | None) -> Stage:
@@ -141,34 +141,34 @@ class Retraining:
         """Return the pipeline that runs stages. Their record is in files; the store is updated at a cycle's end."""
         return Pipeline(self.config.run, self.launcher)
 
-    def _prepared(self, as_of: date | None) -> Path:
+    def _run_prepare(self, as_of: date | None) -> Path:
         stage, pipeline = self.prepare(as_of), self.pipeline()
         pipeline.run_stages([stage])
         self._preparing = pipeline.seconds
         return pipeline.done[stage.label]
 
-    def _revised(self, dataset: Dataset, last: Cycle | None, done: Mapping[str, date]) -> tuple[date, ...]:
+    def _find_revised(self, dataset: Dataset, last: Cycle | None, done: Mapping[str, date]) -> tuple[date, ...]:
         if last is None or not done:
             return ()
-        found = revised(dataset, read_dataset(self.run / last.plan.prepared), done)
+        found = revised_dates(dataset, read_dataset(self.run / last.plan.prepared), done)
         if found:
             named = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
-            say("retrain", f"{len(found)} dates that were learned have other rows now: {named}; not learned again")
+            log_line("retrain", f"{len(found)} dates that were learned have other rows now: {named}; not learned again")
         return found
 
-    def _bring(self, plan: Plan) -> Cycle:
+    def _run_cycle(self, plan: Plan) -> Cycle:
         """Run a cycle's stages, and record the outcome."""
-        lying = self._lying(plan)
+        verified = self._verified_inputs(plan)
         pipeline = self.pipeline()
-        pipeline.done |= lying
-        stages = cycle_stages(self.config, plan, lying)
+        pipeline.done |= verified
+        stages = cycle_stages(self.config, plan, verified)
         pipeline.run_stages(stages)
         made = {stage.label: pipeline.done[stage.label] for stage in stages}
         judgement = read_json(fetched(made["judge"]) / JUDGEMENT_FILE)
         gates = tuple(Gate(**gate) for gate in judgement["gates"])
-        if edited := self.registry.edited(self.ledger):
+        if edited := self.registry.foreign_change(self.ledger):
             gates += (Gate(name="registry", verdict="closed", rule="as it was left", why=edited),)
-        candidate = self._version(plan, made, lying)
+        candidate = self._version(plan, made, verified)
         outcome = Outcome(
             at=datetime.now(UTC).replace(microsecond=0),
             candidate=candidate,
@@ -176,10 +176,10 @@ class Retraining:
             gates=gates,
             figures=judgement["figures"],
             seconds={**self._preparing, **pipeline.seconds},
-            stages={label: self._kept(path) for label, path in made.items()},
+            stages={label: self._stored_path(path) for label, path in made.items()},
         )
         cycle = self.ledger.close(outcome)
-        say("retrain", _verdict(plan, outcome))
+        log_line("retrain", _verdict(plan, outcome))
         self.publish()
         delete_expired(self.run / plan.prepared)
         return cycle
@@ -188,7 +188,7 @@ class Retraining:
         """Send the store what it lacks; see `Registry.publish`."""
         self.registry.publish(self.ledger, without_values(plain(self.config)), force)
 
-    def _lying(self, plan: Plan) -> dict[str, Path]:
+    def _verified_inputs(self, plan: Plan) -> dict[str, Path]:
         """Verify and return what was committed before the cycle, by the labels of its stages' inputs.
 
         Raises:
@@ -205,7 +205,7 @@ class Retraining:
             found[BEFORE] = self.run / champion.dataset
         return found
 
-    def _version(self, plan: Plan, made: Mapping[str, Path], lying: Mapping[str, Path]) -> Version | None:
+    def _version(self, plan: Plan, made: Mapping[str, Path], verified: Mapping[str, Path]) -> Version | None:
         """Return the candidate that the stages made; None if the policy trains nothing."""
         if plan.policy == "never":
             return None
@@ -213,14 +213,16 @@ class Retraining:
         champion = None if plan.champion is None else self.ledger.versions[plan.champion]
         return Version(
             number=plan.number,
-            ranker=self._kept(made[f"ranker-{self.config.ranker.arm}"]),
-            export=self._kept(made["ranker_export"]),
-            dataset=self._kept(made["materialize"]),
-            encoders={name: self._kept(path or lying[champion_encoder(name)]) for name, path in encoders.items()},
+            ranker=self._stored_path(made[f"ranker-{self.config.ranker.arm}"]),
+            export=self._stored_path(made["ranker_export"]),
+            dataset=self._stored_path(made["materialize"]),
+            encoders={
+                name: self._stored_path(path or verified[champion_encoder(name)]) for name, path in encoders.items()
+            },
             learned_to=learned_to(plan.learned, champion),
         )
 
-    def _kept(self, path: Path) -> Path:
+    def _stored_path(self, path: Path) -> Path:
         """Return a path relative to the run's folder, as in the record, so that a run can be moved."""
         return path.relative_to(self.run) if path.is_relative_to(self.run) else path.absolute()
 

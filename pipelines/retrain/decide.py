@@ -32,7 +32,7 @@ def end_of(dataset: Dataset, dates: Sequence[date]) -> datetime:
     return dataset.snapshot.as_of or datetime.combine(dates[-1] + timedelta(days=1), time())
 
 
-def mature(dates: Iterable[date], end: datetime, followup_days: float) -> list[date]:
+def mature_dates(dates: Iterable[date], end: datetime, followup_days: float) -> list[date]:
     """Return the dates whose labels are all known at a time.
 
     Args:
@@ -63,7 +63,7 @@ def windows_of(
     learned: dict[str, Dates] = {}
     measured: dict[str, Dates] = {}
     for task, days in followup_days.items():
-        known = mature(dates, end, days)
+        known = mature_dates(dates, end, days)
         before, judged = known[:-judged_days], known[-judged_days:]
         done = learned_to.get(task, date.min)
         new = [day for day in before if day > done]
@@ -150,13 +150,13 @@ def is_due(
     if len(new) >= config.every_days:
         return True, f"{named}: {new[0]} to {new[-1]}"
     for task, (_, judged_to) in last.plan.measured.items():
-        known = [day for day in mature(dates, end, followup_days[task]) if day > judged_to]
+        known = [day for day in mature_dates(dates, end, followup_days[task]) if day > judged_to]
         if len(known) >= config.every_days:
             return True, f"labels of {task} have matured: {known[0]} to {known[-1]}"
     return False, f"{named}; a cycle begins with {config.every_days}"
 
 
-def revised(now: Dataset, before: Dataset, learned: Mapping[str, date]) -> tuple[date, ...]:
+def revised_dates(now: Dataset, before: Dataset, learned: Mapping[str, date]) -> tuple[date, ...]:
     """Return dates that a version has learned and whose requests or events have changed since.
 
     Args:

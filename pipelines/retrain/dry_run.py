@@ -11,24 +11,24 @@ def dry_run(retraining: Retraining) -> None:
     ledger = retraining.ledger
     plan = ledger.under_way
     if plan is not None:
-        print(f"would go on with cycle {plan.number}: {plan.why}")
+        print(f"would resume cycle {plan.number}: {plan.why}")
     else:
         stage = retraining.prepare(None)
         prepared = retraining.pipeline().output(stage)
         if not is_committed(prepared):
             print("would prepare first: the source, a setting or the code has changed since the last snapshot;")
             print("what is due is known from the snapshot that this makes")
-            _tell_seconds(retraining)
+            _print_seconds(retraining)
             return
         plan = retraining.decide(prepared, None)
         if plan is None:
             return
         print(f"would begin cycle {plan.number}: {plan.why}")
-    _tell_plan(plan)
-    _tell_seconds(retraining)
+    _print_plan(plan)
+    _print_seconds(retraining)
 
 
-def _tell_plan(plan: Plan) -> None:
+def _print_plan(plan: Plan) -> None:
     start = "from scratch" if plan.champion is None else f"from version {plan.champion}"
     print(f"  encoders  {plan.policy}" if plan.champion is not None else "  encoders  trained")
     print(f"  ranker    {start}")
@@ -37,12 +37,12 @@ def _tell_plan(plan: Plan) -> None:
             print(f"  {name:<9} {task}: {_range(dates)}")
 
 
-def _tell_seconds(retraining: Retraining) -> None:
+def _print_seconds(retraining: Retraining) -> None:
     last = retraining.ledger.trained
     if last is not None and last.outcome is not None and last.outcome.seconds:
-        told = ", ".join(f"{label} {seconds:.0f}" for label, seconds in last.outcome.seconds.items())
+        seconds_by_stage = ", ".join(f"{label} {seconds:.0f}" for label, seconds in last.outcome.seconds.items())
         total = sum(last.outcome.seconds.values())
-        print(f"  the last cycle took {total:.0f} s of stages: {told}")
+        print(f"  the last cycle took {total:.0f} s of stages: {seconds_by_stage}")
 
 
 def _range(dates: Dates) -> str:

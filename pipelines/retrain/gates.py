@@ -61,10 +61,14 @@ def _of_task(config: GatesConfig, task: str, judged: Judged | None, has_champion
     rule = f"{config.min_positives} positives and {config.min_users} users at least"
     if judged is None:
         return [Gate(name=f"rows {task}", verdict="no verdict", rule=rule, why="no date with mature labels is judged")]
-    told = f"{judged.rows:,} rows, {judged.positives:,} positives, {judged.users:,} users"
+    counts = f"{judged.rows:,} rows, {judged.positives:,} positives, {judged.users:,} users"
     is_enough = _is_enough(config, judged)
     rows = Gate(
-        name=f"rows {task}", verdict="open" if is_enough else "no verdict", figure=judged.positives, rule=rule, why=told
+        name=f"rows {task}",
+        verdict="open" if is_enough else "no verdict",
+        figure=judged.positives,
+        rule=rule,
+        why=counts,
     )
     if not is_enough:
         return [rows]

@@ -18,7 +18,7 @@ from sidestack.pipelines.retrain.config import JUDGE, JudgeConfig
 from sidestack.pipelines.retrain.gates import drift_gates, may_promote, task_gates
 from sidestack.pipelines.retrain.ledger import Gate
 from sidestack.pipelines.retrain.measure import CANDIDATE, CHAMPION, MODELS, Measured, measure
-from sidestack.pipelines.retrain.tell import gate_table
+from sidestack.pipelines.retrain.text_tables import gate_table
 
 JUDGEMENT_FILE = "judgement.json"
 
@@ -48,18 +48,18 @@ def _judge(run: StageRun[JudgeConfig]) -> None:
         gates += drift_gates(config.gates, drifted) if has_champion else []
         answered = "the exported model was loaded again and answered as the ranker predicted"
         gates.append(Gate(name="export", verdict="open", rule="loads and answers", why=answered))
-    told = {**_metrics(measured), **drifted}
+    values = {**_metrics(measured), **drifted}
     content: dict[str, Any] = {
         "promote": CANDIDATE in outputs and may_promote(gates),
         "gates": [gate.model_dump(mode="json") for gate in gates],
-        "figures": told,
+        "figures": values,
         "by_day": measured.by_day,
     }
     (run.out / JUDGEMENT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    run.log.metrics(0, told)
+    run.log.metrics(0, values)
     run.log.summary({"promote": content["promote"], "gates": {gate.name: gate.verdict for gate in gates}})
     if gates:
-        run.log.say(gate_table(gates))
+        run.log.info(gate_table(gates))
 
 
 def _metrics(measured: Measured) -> dict[str, float]:

@@ -16,13 +16,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from sidestack.infra.config import C, Config, digest, leads_inside, parse
+from sidestack.infra.config import C, Config, digest, is_inside, parse
 from sidestack.infra.errors import CommitError, DataError, StageError
 from sidestack.infra.files import write_whole
 from sidestack.infra.manifest import verify
-from sidestack.infra.remote.copies import claim, refresh
+from sidestack.infra.remote.copies import refresh, write_if_absent
 from sidestack.infra.remote.urls import address
-from sidestack.infra.sealed import sealed, unsealed
+from sidestack.infra.sealed import seal, unseal
 from sidestack.pipelines.retrain.config import PolicyName
 from sidestack.ranker.config import Dates
 
@@ -33,7 +33,7 @@ Verdict = Literal["open", "closed", "no verdict"]
 
 
 def _require_inside(path: Path) -> Path:
-    if not leads_inside(path):
+    if not is_inside(path):
         raise ValueError("must be a path below the run's folder")
     return path
 
@@ -195,8 +195,8 @@ class Ledger:
         """
         assert plan.number == len(self.cycles) + 1 and self.under_way is None
         file = self._file(plan, PLAN_FILE)
-        if not claim(file, sealed(plan)):
-            raise StageError(f"{address(file)}: another machine began this cycle; the next call goes on with it")
+        if not write_if_absent(file, seal(plan)):
+            raise StageError(f"{address(file)}: another machine began this cycle; the next call resumes it")
         self._write(plan, PLAN_FILE, plan)
         self.cycles.append(Cycle(plan, None))
 
@@ -229,7 +229,7 @@ class Ledger:
                 ) from error
 
     def _write(self, plan: Plan, name: str, content: Config) -> None:
-        write_whole(self._file(plan, name), sealed(content))
+        write_whole(self._file(plan, name), seal(content))
 
     def _file(self, plan: Plan, name: str) -> Path:
         return self.run / CYCLES / f"{plan.number:04d}" / name
@@ -249,5 +249,5 @@ def _parsed(model: type[C], file: Path) -> C:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    values, _ = unsealed(content, file)
+    values, _ = unseal(content, file)
     return parse(model, values, str(file))

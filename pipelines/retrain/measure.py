@@ -109,5 +109,5 @@ def _of_day(
             for task in of_day:
                 found = measure_task(predictions, task)
                 values = {name: found.metrics[name].value for name, one in all_metrics().items() if one.order != "user"}
-                told = {"model": model, "task": task, "date": day.isoformat()}
-                yield {**told, "num": found.num, "positives": found.positives, **values}
+                identity = {"model": model, "task": task, "date": day.isoformat()}
+                yield {**identity, "num": found.num, "positives": found.positives, **values}

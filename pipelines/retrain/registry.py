@@ -18,7 +18,7 @@ from sidestack.infra.mlflow_store import connect, use_store
 from sidestack.infra.registration import register
 from sidestack.infra.remote.copies import refresh
 from sidestack.infra.tables import read_json
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.retrain.ledger import Cycle, Ledger
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ class Registry:
         use_store(runs_dir)
 
     @property
-    def told(self) -> Published:
+    def published(self) -> Published:
         """What was sent to the store so far."""
         return parse(Published, read_json(self._file), str(self._file)) if self._file.exists() else Published()
 
-    def edited(self, ledger: Ledger) -> str:
+    def foreign_change(self, ledger: Ledger) -> str:
         """Return how somebody else changed the champion's alias; empty if unchanged or the store does not answer."""
         return self._ask(lambda client: self._moved(client, ledger)) or ""
 
@@ -88,9 +88,9 @@ class Registry:
 
         These are the recorded version and the champion's: a killed call may have moved the alias before recording it.
         """
-        told = self.told
-        cycles = [told.champion, *ledger.champions[-1:]]
-        return [None if cycle is None else told.versions.get(cycle) for cycle in cycles]
+        published = self.published
+        cycles = [published.champion, *ledger.champions[-1:]]
+        return [None if cycle is None else published.versions.get(cycle) for cycle in cycles]
 
     def publish(self, ledger: Ledger, config: Mapping[str, Any], force: bool = False) -> None:
         """Send the store all that it lacks: cycles' runs and metrics, candidates' versions, the aliases.
@@ -100,15 +100,15 @@ class Registry:
             force: whether to set the champion's alias even if somebody else moved it.
         """
 
-        def tell(client: "MlflowClient") -> None:
+        def send(client: "MlflowClient") -> None:
             for cycle in ledger.cycles:
-                if cycle.outcome is not None and cycle.plan.number not in self.told.runs:
-                    self._tell_cycle(client, cycle, config)
+                if cycle.outcome is not None and cycle.plan.number not in self.published.runs:
+                    self._send_cycle(client, cycle, config)
                 if cycle.outcome is not None and cycle.outcome.candidate is not None:
                     self._register(client, cycle)
             self._move_alias(client, ledger, force)
 
-        self._ask(tell)
+        self._ask(send)
 
     def _ask(self, question: "Callable[[MlflowClient], T]") -> T | None:
         """Return the store's answer; None if it does not answer, or did not a short time ago: a later call retries."""
@@ -118,15 +118,15 @@ class Registry:
             return question(connect())
         except Exception as error:
             self._pause_ends = time.monotonic() + _PAUSE_SECONDS
-            say("tracking", f"{one_line(error)}; the store is updated later")
+            log_line("tracking", f"{one_line(error)}; the store is updated later")
             return None
 
     def _id(self) -> str:
-        if not self.told.id:
+        if not self.published.id:
             self._save(id=uuid.uuid4().hex)
-        return self.told.id
+        return self.published.id
 
-    def _tell_cycle(self, client: "MlflowClient", cycle: Cycle, config: Mapping[str, Any]) -> None:
+    def _send_cycle(self, client: "MlflowClient", cycle: Cycle, config: Mapping[str, Any]) -> None:
         plan, outcome = cycle.plan, cycle.outcome
         assert outcome is not None
         name = f"cycle {plan.number}" if plan.kind == "train" else f"cycle {plan.number}, roll-back to {plan.champion}"
@@ -136,10 +136,10 @@ class Registry:
         client.set_tag(run_id, "sidestack.promoted", str(outcome.promoted))
         for path in outcome.stages.values():
             replay(client, run_id, self._run / path, {})
-        for told_run in (run_id, self._history(client)):
-            _log_figures(client, told_run, cycle)
+        for target in (run_id, self._history(client)):
+            _log_figures(client, target, cycle)
         end_parent(client, run_id, "FINISHED")
-        self._save(runs={**self.told.runs, plan.number: run_id})
+        self._save(runs={**self.published.runs, plan.number: run_id})
 
     def _history(self, client: "MlflowClient") -> str:
         """Return the run with the figures of all cycles, so that the store plots them over time."""
@@ -154,7 +154,7 @@ class Registry:
 
     def _register(self, client: "MlflowClient", cycle: Cycle) -> None:
         number = cycle.plan.number
-        if number in self.told.versions:
+        if number in self.published.versions:
             return
         assert cycle.outcome is not None and cycle.outcome.candidate is not None
         candidate = cycle.outcome.candidate
@@ -169,25 +169,25 @@ class Registry:
             client.set_registered_model_alias(self._model, CHALLENGER_ALIAS, version)
         else:
             version = register(export / MODEL, self._model, CHALLENGER_ALIAS, tags, "retrain")
-        self._save(versions={**self.told.versions, number: version})
-        say("retrain", f"registered as {self._model} version {version}, alias {CHALLENGER_ALIAS}")
+        self._save(versions={**self.published.versions, number: version})
+        log_line("retrain", f"registered as {self._model} version {version}, alias {CHALLENGER_ALIAS}")
 
     def _move_alias(self, client: "MlflowClient", ledger: Ledger, force: bool) -> None:
         champion = ledger.champions[-1] if ledger.champions else None
-        told = self.told
-        if champion is None or (champion == told.champion and not force):
+        published = self.published
+        if champion is None or (champion == published.champion and not force):
             return
-        version = told.versions[champion]
+        version = published.versions[champion]
         if not force and _alias(client, self._model) not in self._own_versions(ledger):
-            say("retrain", f"alias {CHAMPION_ALIAS!r} was moved by somebody else, and stays where it is")
+            log_line("retrain", f"alias {CHAMPION_ALIAS!r} was moved by somebody else, and stays where it is")
             return
         client.set_registered_model_alias(self._model, CHAMPION_ALIAS, version)
         self._save(champion=champion)
-        say("retrain", f"models:/{self._model}@{CHAMPION_ALIAS} is version {version}, of cycle {champion}")
+        log_line("retrain", f"models:/{self._model}@{CHAMPION_ALIAS} is version {version}, of cycle {champion}")
 
     def _save(self, **changes: Any) -> None:
-        told = self.told.model_copy(update=changes)
-        write_whole(self._file, (told.model_dump_json(indent=1) + "\n").encode())
+        published = self.published.model_copy(update=changes)
+        write_whole(self._file, (published.model_dump_json(indent=1) + "\n").encode())
 
 
 def _log_figures(client: "MlflowClient", run_id: str, cycle: Cycle) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sidestack.infra.snapshot import read_dataset
 from sidestack.infra.store import Store
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.privacy.expire import expire, retained_since
 
 
@@ -22,4 +22,4 @@ def delete_expired(prepared: Path) -> None:
         return
     found = expire(Store(read_dataset(prepared).store), since)
     if found.deleted or found.shortened:
-        say("retrain", next(iter(found.lines())))
+        log_line("retrain", next(iter(found.lines())))

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from sidestack.infra.errors import ConfigError
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.retrain.cycle import Retraining
 from sidestack.pipelines.retrain.ledger import Outcome, Plan
 
@@ -29,7 +29,7 @@ def roll_back(retraining: Retraining, number: int | None = None) -> None:
     ledger.require_whole(ledger.versions[number])
     now = datetime.now(UTC).replace(microsecond=0)
     if ledger.under_way is not None:  # it started from the champion that is replaced
-        say(
+        log_line(
             "retrain",
             f"cycle {ledger.under_way.number}, which had begun, is given up; its dates are learned by the next",
         )
@@ -38,5 +38,5 @@ def roll_back(retraining: Retraining, number: int | None = None) -> None:
     why = f"from version {was}" if was is not None else "by hand"
     ledger.open(Plan(number=len(ledger.cycles) + 1, kind="rollback", at=now, why=why, champion=number))
     ledger.close(Outcome(at=now))
-    say("retrain", f"version {number} is champion")
+    log_line("retrain", f"version {number} is champion")
     retraining.publish(force=True)

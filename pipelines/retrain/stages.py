@@ -15,7 +15,7 @@ from sidestack.pipelines.graph import (
     RANKER_CODE,
     Stage,
     encoder_stage,
-    gathered,
+    gather_inputs,
     internal_job,
     materialize_stage,
     ranker_stage,
@@ -37,30 +37,30 @@ def champion_encoder(name: str) -> str:
     return f"champion-{ENCODER_INPUT}{name}"
 
 
-def cycle_stages(config: PipelineConfig, plan: Plan, lying: Mapping[str, Path]) -> tuple[Stage, ...]:
+def cycle_stages(config: PipelineConfig, plan: Plan, verified: Mapping[str, Path]) -> tuple[Stage, ...]:
     """Return the stages of a cycle after `prepare`, each after the stages of its inputs.
 
     Args:
         config: the run's. plan: the cycle's.
-        lying: existing outputs, by the labels above.
+        verified: existing outputs, by the labels above.
     """
-    has_champion = CHAMPION in lying
+    has_champion = CHAMPION in verified
     encoders = {name: _encoder(config, plan, name, has_champion) for name in config.sid_names}
     moves = has_champion and plan.policy in ("refresh", "rebuild")
-    materialize = _materialize(config, encoders, lying, config.retrain.encoder.published)
+    materialize = _materialize(config, encoders, verified, config.retrain.encoder.published)
     found = [stage for stage in encoders.values() if isinstance(stage, Stage)] + [materialize]
     control = materialize
     if moves:
         kept = {name: champion_encoder(name) for name in config.sid_names}
-        control = replace(_materialize(config, kept, lying, "keep"), variant=CONTROL)
+        control = replace(_materialize(config, kept, verified, "keep"), variant=CONTROL)
         found.append(control)
-    found.append(_drift(config, encoders, materialize, lying))
+    found.append(_drift(config, encoders, materialize, verified))
     judged: dict[str, str] = {"dataset": materialize.label, "drift": "drift"}
     if has_champion:
         found.append(_score(config, plan, control))
         judged["champion"] = found[-1].label
     if plan.policy != "never":
-        ranker = _ranker(config, plan, materialize, lying)
+        ranker = _ranker(config, plan, materialize, verified)
         found += [ranker, _export(config, encoders, materialize, ranker)]
         judged |= {"candidate": ranker.label, "export": "ranker_export"}
     if config.retrain.reference and has_champion:
@@ -89,21 +89,21 @@ def _label(encoder: Stage | str) -> str:
 def _materialize(
     config: PipelineConfig,
     encoders: Mapping[str, Stage | str],
-    lying: Mapping[str, Path],
+    verified: Mapping[str, Path],
     published: Literal["keep", "move"],
 ) -> Stage:
     inputs = {f"{ENCODER_INPUT}{name}": _label(encoder) for name, encoder in encoders.items()}
-    if BEFORE in lying:
+    if BEFORE in verified:
         inputs["published"] = BEFORE
     settings = config.materialize.model_copy(update={"published": published})
     return replace(materialize_stage(config, []), config=settings, inputs={"dataset": PREPARED, **inputs})
 
 
 def _drift(
-    config: PipelineConfig, encoders: Mapping[str, Stage | str], materialize: Stage, lying: Mapping[str, Path]
+    config: PipelineConfig, encoders: Mapping[str, Stage | str], materialize: Stage, verified: Mapping[str, Path]
 ) -> Stage:
     inputs = {"now": materialize.label, **{f"{ENCODER_INPUT}{name}": _label(one) for name, one in encoders.items()}}
-    if BEFORE in lying:
+    if BEFORE in verified:
         inputs["before"] = BEFORE
     code = ("infra", "encoder", "ranker", "pipelines/drift")
     job = partial(internal_job, "drift", "sidestack.pipelines.drift")
@@ -116,19 +116,19 @@ def _score(config: PipelineConfig, plan: Plan, control: Stage) -> Stage:
     return Stage("score", ranker_jobs.score, RANKER_CODE, settings, config.run.launch.ranker, inputs, CONTROL)
 
 
-def _ranker(config: PipelineConfig, plan: Plan, materialize: Stage, lying: Mapping[str, Path]) -> Stage:
+def _ranker(config: PipelineConfig, plan: Plan, materialize: Stage, verified: Mapping[str, Path]) -> Stage:
     stage = ranker_stage(config, config.ranker.arm, materialize)
     settings = _on_dates(stage.config, plan)
-    if CHAMPION not in lying:
+    if CHAMPION not in verified:
         return replace(stage, config=settings)
-    training = {**plain(settings)["training"], **_going_on(lying[CHAMPION]), **_given(config)}
+    training = {**plain(settings)["training"], **_continued_settings(verified[CHAMPION]), **_training_settings(config)}
     if plan.policy == "rebuild":
         training |= {"start_sids": "anew", "start_tables": config.retrain.encoder.rebuild_tables}
     settings = parse(RankerConfig, {**plain(settings), "training": training}, "retrain.training")
     return replace(stage, config=settings, inputs={**stage.inputs, "start": CHAMPION})
 
 
-def _given(config: PipelineConfig) -> dict[str, Any]:
+def _training_settings(config: PipelineConfig) -> dict[str, Any]:
     """Return the settings of warm-started trainings: section `retrain` over those set in the run's file."""
     names = config.ranker.training.model_fields_set
     own = {name: value for name, value in plain(config.ranker)["training"].items() if name in names}
@@ -136,7 +136,7 @@ def _given(config: PipelineConfig) -> dict[str, Any]:
     return {**own, **arm, **config.retrain.training}
 
 
-def _going_on(champion: Path) -> dict[str, Any]:
+def _continued_settings(champion: Path) -> dict[str, Any]:
     """Return the champion's batch size and one epoch, which replace a rule that would only see one night's rows."""
     described = json.loads((champion / "model" / "ranker.json").read_text(encoding="utf-8"))
     return {"batch_size": described["config"]["training"]["batch_size"], "epochs": 1, "validation_days": 0}
@@ -156,9 +156,9 @@ def _reference(config: PipelineConfig, plan: Plan, materialize: Stage) -> Stage:
 
 def _export(config: PipelineConfig, encoders: Mapping[str, Stage | str], materialize: Stage, ranker: Stage) -> Stage:
     """Return the stage that exports the candidate; the cycle registers the version, when the store answers."""
-    inputs = {f"{ENCODER_INPUT}{name}": _label(encoders[name]) for name in config.ranker.content.taken_sids}
+    inputs = {f"{ENCODER_INPUT}{name}": _label(encoders[name]) for name in config.ranker.content.used_sids}
     settings = config.ranker_export.model_copy(update={"registered_model": None})
-    component = partial(gathered, ranker_jobs.export, "encoders", ENCODER_INPUT)
+    component = partial(gather_inputs, ranker_jobs.export, "encoders", ENCODER_INPUT)
     launch = config.run.launch.compare
     inputs = {"model": ranker.label, "dataset": materialize.label, **inputs}
     return Stage("ranker_export", component, ("infra", "ranker", "encoder"), settings, launch, inputs)

@@ -37,7 +37,7 @@ def first_entries(rows: pa.Table, name: str, number: int) -> Integers:
     return entries_NE
 
 
-def moment(rows: pa.Table) -> dict[str, Floats]:
+def calendar_features(rows: pa.Table) -> dict[str, Floats]:
     """Return hour of day and weekday."""
     times_N = _microseconds(rows["event_time"])
     return {

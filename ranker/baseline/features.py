@@ -16,11 +16,11 @@ from sidestack.infra.tables import DatasetSpec, TaskSpec
 from sidestack.ranker.baseline.columns import (
     Floats,
     Integers,
+    calendar_features,
     first_entries,
     histories_of,
     item_categories,
     judged_labels,
-    moment,
     since_newest,
     times_in_history,
 )
@@ -104,7 +104,7 @@ class RowFeatures:
         found: dict[str, Floats] = {f"dense.{name}": rows[name].to_numpy() for name in self.dataset.spec.all_dense}
         for name in self._few:
             found |= zip(_entries(name), _as_categories(first_entries(rows, name, MAX_ENTRIES)), strict=True)
-        return {**found, **moment(rows), **self._counted(ids), **self._of_history(rows)}
+        return {**found, **calendar_features(rows), **self._counted(ids), **self._of_history(rows)}
 
     def _counted(self, ids: Mapping[str, Integers]) -> dict[str, Floats]:
         counts = self._counts

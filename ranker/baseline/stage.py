@@ -71,7 +71,7 @@ def run_baseline(run: StageRun[BaselineConfig]) -> None:
         for task, label_N in zip(tasks, rows.labels_TN, strict=True)
     }
     train_seconds = time.perf_counter() - began
-    _tell(run, models)
+    _log_models(run, models)
     predict(features.read(held_out), tasks, models, rows.names, run.out / PREDICTIONS)
     facts = {
         "dates": {"train": _iso(dates), "held_out": _iso(held_out)},
@@ -99,7 +99,7 @@ def _close(run: StageRun[BaselineConfig], models: Mapping[str, TaskModel], facts
         **facts,
     })  # fmt: skip
     shown = named_metrics(kind, measured, [metric.name for metric in compared_metrics()])
-    run.log.say(f"{ARM}: {', '.join(f'{name} {value:.4f}' for name, value in shown.items())}")
+    run.log.info(f"{ARM}: {', '.join(f'{name} {value:.4f}' for name, value in shown.items())}")
     run.facts["arm"] = ARM
 
 
@@ -133,7 +133,7 @@ def read_training_rows(
             advance(table.num_rows)
     labels_TN = np.concatenate(labels, axis=1)
     if share < 1:
-        run.log.say(f"learns from {labels_TN.shape[1]:,} rows, a sample of {num_rows:,}: baseline.max_train_rows")
+        run.log.info(f"learns from {labels_TN.shape[1]:,} rows, a sample of {num_rows:,}: baseline.max_train_rows")
     columns = {name: values_N for name in list(parts) if _varies(values_N := np.concatenate(parts.pop(name)))}
     is_category_F = np.array([name in features.categorical for name in columns], np.bool_)
     x_NF = _side_by_side(list(columns.values()), labels_TN.shape[1])
@@ -150,12 +150,12 @@ def _varies(values_N: Floats) -> bool:
     return len(known) > 0 and bool(len(known) < len(values_N) or known.min() != known.max())
 
 
-def _tell(run: StageRun[BaselineConfig], models: Mapping[str, TaskModel]) -> None:
+def _log_models(run: StageRun[BaselineConfig], models: Mapping[str, TaskModel]) -> None:
     for task, model in models.items():
         if model.classifier is None:
-            run.log.say(f"{task}: {model.rows:,} training rows tell nothing apart; {model.rate:.3g} for every row")
+            run.log.info(f"{task}: {model.rows:,} training rows tell nothing apart; {model.rate:.3g} for every row")
         else:
-            run.log.say(f"{task}: {model.trees} trees from {model.rows:,} rows")
+            run.log.info(f"{task}: {model.trees} trees from {model.rows:,} rows")
 
 
 def predict(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, PositiveInt, field_validator
 
 from sidestack.encoder.sid.spec import DEFAULT_NAME
-from sidestack.infra.config import Config, FileName, nearest
+from sidestack.infra.config import Config, FileName, suggestion
 from sidestack.ranker.contents import content_kinds
 from sidestack.ranker.contents.contract import Position
 
@@ -14,7 +14,7 @@ from sidestack.ranker.contents.contract import Position
 def _require_kind(name: str) -> str:
     kinds = content_kinds()
     if name not in kinds:
-        raise ValueError(f"is no kind of content; known are {', '.join(kinds)}{nearest(name, kinds)}")
+        raise ValueError(f"is no kind of content; known are {', '.join(kinds)}{suggestion(name, kinds)}")
     return name
 
 
@@ -73,7 +73,7 @@ class ArmConfig(Config):
         return {"item": self.item, "history": self.history, "user": self.user}
 
     @property
-    def taken_sids(self) -> tuple[str, ...]:
+    def used_sids(self) -> tuple[str, ...]:
         """The sets of SIDs that some position takes."""
         return self.sids if any(content_kinds()[kind].takes_sids for kind in self.kinds.values()) else ()
 

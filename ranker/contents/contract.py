@@ -74,7 +74,7 @@ class Place:
         """Whether the content is stored once per request, for all its impressions."""
         return self.position != "item"
 
-    def taken(self) -> tuple[SidSpec, ...]:
+    def own_sids(self) -> tuple[SidSpec, ...]:
         """Return the arm's sets of SIDs for the entity.
 
         Raises:
@@ -166,7 +166,7 @@ class Content(ABC):
         """
 
     @classmethod
-    def looked_up(cls, place: Place, tables: Iterable[IdFeature]) -> Self:
+    def from_tables(cls, place: Place, tables: Iterable[IdFeature]) -> Self:
         """Return content that is looked up in tables of SIDs."""
         tables = tuple(tables)
         first: dict[SidSpec, str] = {}

@@ -19,7 +19,7 @@ class Kmeans(Content):
     @classmethod
     def at(cls, place: Place) -> Self:
         """Return content that looks clusters up, in one table per set of SIDs."""
-        return cls.looked_up(place, [_table(place, sid) for sid in place.taken()])
+        return cls.from_tables(place, [_table(place, sid) for sid in place.own_sids()])
 
 
 def _table(place: Place, sid: SidSpec) -> IdFeature:

@@ -21,7 +21,7 @@ class SidNgram(Content):
     @classmethod
     def at(cls, place: Place) -> Self:
         """Return content that looks prefixes up, in one table per length and set of SIDs."""
-        return cls.looked_up(place, [table for sid in place.taken() for table in _tables(place, sid)])
+        return cls.from_tables(place, [table for sid in place.own_sids() for table in _tables(place, sid)])
 
 
 def _tables(place: Place, sid: SidSpec) -> Iterator[IdFeature]:

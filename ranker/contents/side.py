@@ -39,7 +39,7 @@ class Side(Content):
     @classmethod
     def at(cls, place: Place) -> Self:
         """Return content that reads the SIDs, or the prefixes that the arm names."""
-        taken = place.taken()
+        taken = place.own_sids()
         held = tuple(_unpacked_part(place, sid) for sid in taken)
         columns = [tuple(sid_columns(place.stem(sid), sid)) for sid in held]
         return cls(

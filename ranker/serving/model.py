@@ -25,7 +25,7 @@ from sidestack.infra.config import parse_written
 from sidestack.infra.errors import CommitError, DataError
 from sidestack.infra.files import hash_all
 from sidestack.infra.rows import Rows
-from sidestack.infra.sealed import unsealed
+from sidestack.infra.sealed import unseal
 from sidestack.ranker.body import Body
 from sidestack.ranker.bundle_description import require_sids
 from sidestack.ranker.constants import ModelConstants
@@ -177,7 +177,7 @@ class ServedRanker:
         """Return candidates with raw embeddings in the request, unless the constant has embeddings of the item."""
         if self._raw is None:
             return None
-        items_N = _within(parsed.items_N, self.config.ranker.spec.num_items)
+        items_N = _replace_unknown(parsed.items_N, self.config.ranker.spec.num_items)
         new = [n for n in parsed.signals if not self._raw.known_I[items_N[n]]]
         if not new:
             return None
@@ -187,12 +187,14 @@ class ServedRanker:
     def _rows(self, parsed: Parsed, sids: Mapping[str, Mapping[str, Integers]]) -> Rows:
         """Return the request as rows in the tables' format."""
         number = len(parsed.items_N)
-        own: dict[str, pa.Array] = {ITEM_IDS: pa.array(_within(parsed.items_N, self.config.ranker.spec.num_items))}
+        own: dict[str, pa.Array] = {
+            ITEM_IDS: pa.array(_replace_unknown(parsed.items_N, self.config.ranker.spec.num_items))
+        }
         user = np.array([parsed.user_id])
         shared: dict[str, pa.Array] = {
-            USER_IDS: pa.array(_within(user, self.config.ranker.spec.num_users)),
+            USER_IDS: pa.array(_replace_unknown(user, self.config.ranker.spec.num_users)),
             "event_time": pa.array([parsed.time], pa.timestamp("us")),
-            HISTORY_IDS: _one_list(pa.array(_within(parsed.history_ids_T, self.config.ranker.spec.num_items))),
+            HISTORY_IDS: _one_list(pa.array(_replace_unknown(parsed.history_ids_T, self.config.ranker.spec.num_items))),
             "history_times": _one_list(pa.array(parsed.history_times_T, pa.timestamp("us"))),
         }
         spec = self.config.ranker.spec
@@ -235,7 +237,7 @@ def read_config(folder: Path) -> ServedConfig:
         DataError: a file is missing or altered. ConfigError: this version of the code cannot read the description.
     """
     try:
-        values, _ = unsealed((folder / SERVED_FILE).read_bytes(), SERVED_FILE)
+        values, _ = unseal((folder / SERVED_FILE).read_bytes(), SERVED_FILE)
     except (OSError, CommitError) as error:
         raise DataError(f"{folder}: not a served ranker: {error}") from error
     described = values.get("ranker")
@@ -307,7 +309,7 @@ def _tables(folder: Path) -> dict[str, ServedTable]:
     return {table: ServedTable(parts) for table, parts in stored.items()}
 
 
-def _within(ids_N: Integers, number: int) -> Integers:
+def _replace_unknown(ids_N: Integers, number: int) -> Integers:
     """Return ids, with unknown ids replaced by `number`, the id after the last."""
     return np.where(ids_N == UNKNOWN, number, ids_N)
 

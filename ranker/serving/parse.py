@@ -95,7 +95,7 @@ class RequestParser:
             DataError: names field and rule.
         """
         values = _object(request, where, _KEYS)
-        user = _object(_or(values.get("user"), {}), f"{where}.user", self._of_user)
+        user = _object(_value_or(values.get("user"), {}), f"{where}.user", self._of_user)
         time = _time(values.get("time"), f"{where}.time")
         ids, times_T = self._history(values.get("history"), time, f"{where}.history")
         candidates = self._candidates(values.get("candidates"), f"{where}.candidates")
@@ -128,7 +128,7 @@ class RequestParser:
         return [_object(one, f"{where}[{n}]", self._of_candidate) for n, one in enumerate(value)]
 
     def _history(self, value: object, time: int, where: str) -> tuple[list[int], Integers]:
-        history = _object(_or(value, {}), where, _HISTORY_KEYS)
+        history = _object(_value_or(value, {}), where, _HISTORY_KEYS)
         ids, times = history.get("item_ids", []), history.get("times", [])
         for name, entries in (("item_ids", ids), ("times", times)):
             if not isinstance(entries, list):
@@ -252,6 +252,6 @@ def _micros(value: object, where: str) -> int:
         raise DataError(f"{where}: {value!r} is not an ISO 8601 time") from error
 
 
-def _or(value: object, default: object) -> object:
+def _value_or(value: object, default: object) -> object:
     """Return the default for a JSON null."""
     return default if value is None else value

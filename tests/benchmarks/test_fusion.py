@@ -19,7 +19,7 @@ from sidestack.benchmarks.fusion.__main__ import main
 from sidestack.benchmarks.fusion.corpus import arranged, distinct, paired, write_corpus
 from sidestack.benchmarks.fusion.figures import draw_changes, draw_missing
 from sidestack.benchmarks.fusion.measures import PAPER, paper_rows, plan, rows_of
-from sidestack.benchmarks.fusion.missing import Case, cases, counted, guessed, hidden_but, measure
+from sidestack.benchmarks.fusion.missing import Case, cases, measure, measure_constant_guess, show_only, without_unseen
 from sidestack.benchmarks.fusion.page import as_markdown
 from sidestack.benchmarks.fusion.training import FUSION, METHODS, ONE_EACH, Trainer, Training
 from sidestack.benchmarks.items import ALONE, read_items
@@ -221,7 +221,7 @@ def test_hidden_signal_is_not_encoded_but_its_loss_is_measured() -> None:
     fusion, rows = model(), batch()
     other = SignalBatch({"text": rows.embeddings["text"].flip(0)}, rows.categoricals, rows.present)
     case = Case("no text", ("type", "brand"))
-    assert torch.equal(fusion.digits(hidden_but(rows, case.seen)), fusion.digits(hidden_but(other, case.seen)))
+    assert torch.equal(fusion.digits(show_only(rows, case.seen)), fusion.digits(show_only(other, case.seen)))
     losses_K, _, items_K = measure(fusion, rows, case)
     others_K, _, _ = measure(fusion, other, case)
     assert losses_K[0] != others_K[0] and torch.equal(losses_K[1:], others_K[1:])
@@ -238,7 +238,7 @@ def test_items_without_a_seen_signal_are_not_counted() -> None:
 def test_guess_is_measured_on_the_counted_items() -> None:
     fusion, rows, case = model(), batch(), Case("only brand", ("brand",))
     _, _, counted_K = measure(fusion, rows, case)
-    _, _, judged_K = guessed(fusion.signals, rows, counted(rows, case))
+    _, _, judged_K = measure_constant_guess(fusion.signals, rows, without_unseen(rows, case))
     assert judged_K.tolist() == counted_K.tolist()
 
 
@@ -253,7 +253,7 @@ def test_one_guess_is_mean_direction_and_frequencies() -> None:
         {"text": torch.tensor([[5.0, 0], [-1, -1]])}, {"type": torch.tensor([1, 2])},
         {"text": torch.tensor([True, True]), "type": torch.tensor([True, True])},
     )  # fmt: skip
-    losses_K, right_K, items_K = guessed(spec, known, queried)
+    losses_K, right_K, items_K = measure_constant_guess(spec, known, queried)
     assert losses_K[0] == pytest.approx(1 - math.sqrt(0.5) + 2)  # texts have equal weights, whatever their norm
     assert losses_K[1] == pytest.approx(-math.log(3 / 6) - math.log(1 / 6))
     assert right_K.tolist() == [0, 1] and items_K.tolist() == [2, 2]

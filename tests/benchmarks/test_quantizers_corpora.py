@@ -16,7 +16,7 @@ from sidestack.benchmarks.quantizers.corpora import (
     Sizes,
     Source,
     distinct_rows,
-    laid_down,
+    make_corpus,
     split,
 )
 from sidestack.benchmarks.quantizers.measures import unit
@@ -41,7 +41,7 @@ def rows_of(vectors: np.ndarray) -> set[tuple[float, ...]]:
 
 
 def test_training_validation_and_test_rows_are_disjoint_and_have_unit_length(tmp_path: Path) -> None:
-    corpus = laid_down(source(), tmp_path, SIZES)
+    corpus = make_corpus(source(), tmp_path, SIZES)
     parts = [corpus.training, corpus.validation, corpus.test]
     assert sum(map(len, parts)) <= 2000
     assert len(corpus.test) == pytest.approx(300, rel=0.2)
@@ -52,7 +52,7 @@ def test_training_validation_and_test_rows_are_disjoint_and_have_unit_length(tmp
 
 
 def test_encoder_stage_holds_out_the_validation_rows(tmp_path: Path) -> None:
-    corpus = laid_down(source(), tmp_path, SIZES)
+    corpus = make_corpus(source(), tmp_path, SIZES)
     dataset = read_dataset(corpus.path)
     assert dataset.spec.embeddings == {SIGNAL: 8}
     table = read_items(dataset, ["item_id", SIGNAL])
@@ -64,11 +64,11 @@ def test_encoder_stage_holds_out_the_validation_rows(tmp_path: Path) -> None:
 
 
 def test_corpus_of_a_source_is_written_once(tmp_path: Path) -> None:
-    first = laid_down(source(), tmp_path, SIZES)
+    first = make_corpus(source(), tmp_path, SIZES)
     stamp = (first.path / "manifest.json").stat().st_mtime_ns
-    assert laid_down(source(), tmp_path, SIZES).path == first.path
+    assert make_corpus(source(), tmp_path, SIZES).path == first.path
     assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
-    assert laid_down(source(), tmp_path, Sizes(test=200)).path != first.path
+    assert make_corpus(source(), tmp_path, Sizes(test=200)).path != first.path
 
 
 def test_number_of_test_rows_is_bounded() -> None:
@@ -88,7 +88,7 @@ def test_number_of_test_rows_is_bounded() -> None:
 )
 def test_invalid_vectors_are_refused(damage: Callable[[np.ndarray], np.ndarray], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
-        laid_down(Source("some", "", damage(source().vectors_ND)), tmp_path, SIZES)
+        make_corpus(Source("some", "", damage(source().vectors_ND)), tmp_path, SIZES)
 
 
 def test_file_that_is_not_a_float_matrix_is_refused(tmp_path: Path) -> None:

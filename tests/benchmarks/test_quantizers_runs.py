@@ -11,10 +11,10 @@ import torch
 
 from sidestack.benchmarks.quantizers import work
 from sidestack.benchmarks.quantizers.__main__ import main
-from sidestack.benchmarks.quantizers.corpora import Corpus, Sizes, Source, laid_down
+from sidestack.benchmarks.quantizers.corpora import Corpus, Sizes, Source, make_corpus
 from sidestack.benchmarks.quantizers.methods import BITS, METHODS, EncoderMethod
 from sidestack.benchmarks.quantizers.trained import EncoderCoder
-from sidestack.benchmarks.quantizers.work import Task, keep, outcomes
+from sidestack.benchmarks.quantizers.work import Task, outcomes, write_result
 from sidestack.encoder.bundle import save_bundle
 from sidestack.encoder.config import EncoderConfig
 from sidestack.encoder.fusion import VQFusion
@@ -29,7 +29,7 @@ SIGNALS = SignalSpec(embeddings={"vector": 8}, categoricals={}, weights={"vector
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     vectors = np.random.default_rng(0).standard_normal((1500, 8)).astype(np.float32)
-    return laid_down(Source("some", "", vectors), tmp_path_factory.mktemp("corpora"), Sizes(test=250, queries=40))
+    return make_corpus(Source("some", "", vectors), tmp_path_factory.mktemp("corpora"), Sizes(test=250, queries=40))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_invalid_setting_is_refused_before_any_run(task: Task, tmp_path: Path) -
 
 
 def test_kept_result_is_not_computed_again(task: Task, tmp_path: Path) -> None:
-    keep(task.kept_in(tmp_path), {"cosine_loss": 0.25})
+    write_result(task.result_file(tmp_path), {"cosine_loss": 0.25})
     [outcome] = outcomes([task], tmp_path, jobs=1, fresh=False)
     assert outcome.result == {"cosine_loss": 0.25}
     assert outcome.wall_seconds is None
@@ -88,7 +88,7 @@ def test_kept_result_is_not_computed_again(task: Task, tmp_path: Path) -> None:
 
 def test_fresh_run_replaces_the_kept_result(task: Task, tmp_path: Path) -> None:
     faiss_task = replace(task, method="faiss_pq")
-    keep(faiss_task.kept_in(tmp_path), {"cosine_loss": -1.0})
+    write_result(faiss_task.result_file(tmp_path), {"cosine_loss": -1.0})
     [rerun] = outcomes([faiss_task], tmp_path, jobs=1, fresh=True)
     [kept] = outcomes([faiss_task], tmp_path, jobs=1, fresh=False)
     assert rerun.wall_seconds is not None

@@ -13,7 +13,7 @@ from sidestack.benchmarks.golden_example import golden_batch, golden_dlrm, golde
 from sidestack.benchmarks.ranker import ReadByItself, scan, stream, use_unpooled_kernels
 from sidestack.benchmarks.timing import run_program
 from sidestack.benchmarks.trial import PARTS, StepParts, Trial, kernels, training_split
-from sidestack.infra.distributed import World, started
+from sidestack.infra.distributed import World, process_group
 from sidestack.infra.snapshot import Dataset, read_dataset
 from sidestack.ranker.cpu_sequence_lookup import BagsOfOne
 from sidestack.ranker.model import StepOutput
@@ -32,7 +32,7 @@ def clear_torchrun_variables(patch: pytest.MonkeyPatch) -> None:
 def world() -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
         clear_torchrun_variables(patch)
-        with started() as world:
+        with process_group() as world:
             yield world
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from sidestack.benchmarks.record import Row
-from sidestack.benchmarks.scale import BEGIN, END, PAGE, Results, arithmetic, between_marks
+from sidestack.benchmarks.scale import BEGIN, END, PAGE, Results, arithmetic, replace_between_marks
 from sidestack.encoder.budget import LARGEST_BATCH
 
 
@@ -46,7 +46,7 @@ def test_page_says_not_measured_without_gpu_results(tmp_path: Path) -> None:
 def test_page_has_marks_and_text_around_them_is_kept() -> None:
     page = PAGE.read_text()
     assert page.count(BEGIN) == page.count(END) == 1
-    once = between_marks(page, "new figures")
-    assert between_marks(once, "new figures") == once
+    once = replace_between_marks(page, "new figures")
+    assert replace_between_marks(once, "new figures") == once
     assert once.replace("new figures", "").split(BEGIN)[0] == page.split(BEGIN)[0]
     assert once.endswith(page.split(END)[1])

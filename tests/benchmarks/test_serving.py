@@ -19,7 +19,7 @@ from sidestack.benchmarks.serving import (
     main,
     percentiles,
     random_encoder,
-    saved,
+    save_encoder_model,
 )
 
 
@@ -49,7 +49,7 @@ def test_resident_memory_is_that_of_the_process() -> None:
 
 
 def test_rows_report_which_goals_are_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    signals = saved(random_encoder(tmp_path / "encoder"), tmp_path / "model")
+    signals = save_encoder_model(random_encoder(tmp_path / "encoder"), tmp_path / "model")
     monkeypatch.setattr(serving, "GOAL_MIB", 1.0)
     monkeypatch.setattr(serving, "GOALS_MS", {1: 1e6, 4: 0.0})
     rows = in_process(tmp_path / "model", signals, Load({1: 3, 4: 2}, 1))

@@ -16,11 +16,11 @@ from sidestack.benchmarks.verdicts import (
     Truth,
     count,
     goals,
-    judged,
+    judge_gains,
     main,
+    reason_rows,
     truth,
     verdict_rows,
-    why_rows,
 )
 from sidestack.pipelines.report.verdict import ONE_TRAINING
 
@@ -78,7 +78,7 @@ def test_reasons_are_counted_by_size_and_task() -> None:
         row("withheld", why=["few rows", "not learned"]),
         row("withheld", content="exchanged", why=["few rows"]),
     ]
-    assert why_rows([*withheld, row("better")]) == [
+    assert reason_rows([*withheld, row("better")]) == [
         {"events": 1200, "items": 100, "task": "click", "gains": 3, "withheld": 2, "few rows": 2, "not learned": 1}
     ]
 
@@ -94,7 +94,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_verdict_of_one_training_is_computed_though_it_would_be_withheld(kept: Path) -> None:
     both = verdicts.contest(kept, SIZE, 0)
     assert {number: comparison.replicates for number, comparison in both.items()} == {2: 2, 1: 1}
-    rows = [one for number, comparison in both.items() for one in judged(comparison, number)]
+    rows = [one for number, comparison in both.items() for one in judge_gains(comparison, number)]
     assert len(rows) == len(WAYS) * 2 * 2
     shown = [one for one in rows if one["gain"] is not None and not one["doubts"]]
     assert all(one["verdict"] != "withheld" for one in shown) and shown

@@ -98,7 +98,7 @@ def write_parts(
     for number, table in enumerate(tables):
         place = (name, f"part={number:05d}", rows_digest(table))
         if store.find(*place) is None:
-            with store.making(*place) as made:
+            with store.new_partition(*place) as made:
                 made.schema = table.schema
                 for file, start in enumerate(range(0, table.num_rows, file_rows)):
                     rows = table.slice(start, file_rows)
@@ -133,7 +133,7 @@ def edit(path: Path, table: str, change: Callable[[pa.Table], pa.Table], only: s
         if only in ("", entry.slice):
             groups = row_groups([store.path / entry.path / file.name for file in entry.files])
             rows = change(pa.concat_tables([read_row_group(group) for group in groups]))
-            with store.making(table, entry.slice, rows_digest(rows)) as made:
+            with store.new_partition(table, entry.slice, rows_digest(rows)) as made:
                 made.schema = rows.schema
                 made.numbers |= entry.facts
                 for file in entry.files:
@@ -246,7 +246,7 @@ def train_encoder(
     with committing(out, world, stage="encoder", facts=facts) as staging:
         log = log_type.open(world.rank, "encoder", staging, plain(config), {}, "", None)
         inputs = {"dataset": dataset} if start is None else {"dataset": dataset, "start": start}
-        traced = StepProfile(profile, out.with_name(f"{out.name}.profile"), world.rank, log.say)
+        traced = StepProfile(profile, out.with_name(f"{out.name}.profile"), world.rank, log.info)
         train(StageRun(config, inputs, staging, world, log, facts, checkpoints, profile=traced))
         facts.update(checkpoints.facts)
     checkpoints.remove()

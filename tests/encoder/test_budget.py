@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sidestack.encoder.budget import MIN_STEPS, decide, described, told
+from sidestack.encoder.budget import MIN_STEPS, decide, decisions_message, describe_decisions
 from sidestack.encoder.config import EncoderConfig
 from sidestack.infra.config import parse
 
@@ -36,7 +36,7 @@ def test_what_is_written_is_taken_as_it_is_and_not_told() -> None:
     written = config(epochs=3, batch_size=100, lanes=4)
     training = decide(written, 2_000).training
     assert (training.epochs, training.batch_size) == (3, 100)
-    assert told(written, decide(written, 2_000), 2_000) == ""
+    assert decisions_message(written, decide(written, 2_000), 2_000) == ""
     assert decide(config(epochs=3), 2_000).training.batch_size == 64
     assert decide(config(batch_size=200), 2_000).training.epochs == 40
     assert decide(config(lanes=6), 2_000).training.batch_size == 66
@@ -45,8 +45,8 @@ def test_what_is_written_is_taken_as_it_is_and_not_told() -> None:
 def test_what_was_decided_is_told() -> None:
     asked = config()
     decided = decide(asked, 20_000)
-    assert told(asked, decided, 20_000) == "encoder: by rule, from 20,000 items: batch_size=128, epochs=10"
-    assert described(asked, decided, 20_000, log_every=39) == {
+    assert decisions_message(asked, decided, 20_000) == "encoder: by rule, from 20,000 items: batch_size=128, epochs=10"
+    assert describe_decisions(asked, decided, 20_000, log_every=39) == {
         "by_rule": ["batch_size", "epochs", "log_every"], "rows": 20_000, "batch_size": 128, "epochs": 10,
         "log_every": 39,
     }  # fmt: skip

@@ -137,10 +137,10 @@ def test_axes_are_dealt_out_over_blocks_and_scaled_to_fixed_levels(quantizer: di
 
 def test_signal_dropout_hides_some_signals_of_some_rows_and_never_all(model: VQFusion, batch: SignalBatch) -> None:
     model.signal_dropout = 0.5
-    assert model._seen(batch) is batch, "nothing is hidden in evaluation"
+    assert model._hide_signals(batch) is batch, "nothing is hidden in evaluation"
     model.train()
     torch.manual_seed(3)
-    seen = model._seen(batch)
+    seen = model._hide_signals(batch)
     hidden_KB = torch.stack([batch.present[name] & ~seen.present[name] for name in SIGNALS.names])
     assert all(bool((seen.present[name] <= batch.present[name]).all()) for name in SIGNALS.names)
     assert torch.equal(seen.any_present, batch.any_present)
@@ -149,6 +149,6 @@ def test_signal_dropout_hides_some_signals_of_some_rows_and_never_all(model: VQF
     losses = model(batch, len(batch))
     torch.manual_seed(3)
     assert torch.equal(losses.present, torch.stack([batch.present[name].sum() for name in SIGNALS.names]))
-    s_BH = model.quantizer(model.encoder(model._seen(batch))).straight_through
+    s_BH = model.quantizer(model.encoder(model._hide_signals(batch))).straight_through
     sums_K = model.row_losses(batch, model.decoder(s_BH)).sum(1)
     torch.testing.assert_close(losses.signal_sums, sums_K.detach())

@@ -49,7 +49,7 @@ def test_search_is_never_worse_and_mostly_better_than_rounding(quantizer: dict, 
     last_B = before_B
     for rounds in (1, 2):
         config = SearchConfig(rounds=rounds)
-        digits_BN, loss_B = model.searched(batch, h_BH, rounded_BN, config)
+        digits_BN, loss_B = model.refine_digits(batch, h_BH, rounded_BN, config)
         torch.testing.assert_close(loss_B, loss_of(model, batch, digits_BN))
         assert bool((loss_B <= last_B + 1e-6).all())
         last_B = loss_B
@@ -61,7 +61,7 @@ def test_search_takes_what_a_loop_over_rows_and_values_takes(batch: SignalBatch)
     model = model_of(QUANTIZERS["dpca"], batch)
     h_BH = model.encoder(batch)
     start_BN = model.quantizer.encode(h_BH)
-    found_BN, _ = model.searched(batch, h_BH, start_BN, SearchConfig(rounds=2))
+    found_BN, _ = model.refine_digits(batch, h_BH, start_BN, SearchConfig(rounds=2))
     for row in range(0, len(batch), 7):
         item = batch.sliced(row, row + 1)
         digits = start_BN[row].clone()
@@ -81,7 +81,7 @@ def test_all_candidates_of_a_single_digit_find_the_least_loss_there_is(batch: Si
     one_digit = {"kind": "structured", "lines": 8, "levels": 2, "groups": 1, "depth": 1, "group_dim": 6}
     model = model_of(one_digit, batch)
     h_BH = model.encoder(batch)
-    _, loss_B = model.searched(batch, h_BH, model.quantizer.encode(h_BH), SearchConfig(rounds=1, candidates=16))
+    _, loss_B = model.refine_digits(batch, h_BH, model.quantizer.encode(h_BH), SearchConfig(rounds=1, candidates=16))
     every = [loss_of(model, batch, torch.full((len(batch), 1), value)) for value in range(16)]
     torch.testing.assert_close(loss_B, torch.stack(every).amin(0))
 
@@ -92,7 +92,7 @@ def test_few_candidates_are_the_nearest_ones(batch: SignalBatch) -> None:
     model = model_of(QUANTIZERS["lines"], batch)
     h_BH = model.encoder(batch)
     start_BN = model.quantizer.encode(h_BH)
-    found_BN, _ = model.searched(batch, h_BH, start_BN, SearchConfig(rounds=1, candidates=1))
+    found_BN, _ = model.refine_digits(batch, h_BH, start_BN, SearchConfig(rounds=1, candidates=1))
     table_NRH = model.quantizer.codewords()
     rest_BH = h_BH - table_NRH[1, start_BN[:, 1]]
     nearest_B = torch.cdist(rest_BH, table_NRH[0]).argmin(-1)
@@ -105,7 +105,7 @@ def test_the_config_decides_what_digits_gives(batch: SignalBatch) -> None:
     plain, searching = model_of(QUANTIZERS["dpca"], batch), model_of(QUANTIZERS["dpca"], batch, rounds=2)
     rounded_BN = plain.quantizer.encode(plain.encoder(batch))
     assert torch.equal(plain.digits(batch), rounded_BN)
-    expected_BN, _ = plain.searched(batch, plain.encoder(batch), rounded_BN, SearchConfig(rounds=2))
+    expected_BN, _ = plain.refine_digits(batch, plain.encoder(batch), rounded_BN, SearchConfig(rounds=2))
     assert torch.equal(searching.digits(batch), expected_BN)
     assert not torch.equal(expected_BN, rounded_BN)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidestack.infra import audit
-from sidestack.infra.audit import POLICY, UnreachableError, look_up, tell_licences
+from sidestack.infra.audit import POLICY, UnreachableError, look_up, print_licences
 from sidestack.infra.errors import ConfigError
 from sidestack.infra.licences import Exemption, Policy, check_licences, is_allowed, licence_of, read_policy, unused
 
@@ -37,7 +37,7 @@ def test_installed_licences_are_allowed_or_explained(capsys: pytest.CaptureFixtu
     assert {"torch", "mlflow", "pytest"} <= {one.name for one in found}
     assert [f"{one.name}: {one.licence}" for one in found if not one.is_allowed] == []
     assert unused(found, policy) == [], "exceptions that are no longer needed"
-    assert tell_licences(found, policy)
+    assert print_licences(found, policy)
     printed = capsys.readouterr().out
     assert "0 not allowed" in printed
     words = printed.replace(",", " ").split()

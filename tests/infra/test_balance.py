@@ -5,7 +5,7 @@ import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidestack.infra.balance import SHARE, SLACK, levelled
+from sidestack.infra.balance import SHARE, SLACK, balance_pieces
 
 Integers = npt.NDArray[np.int64]
 weights = st.lists(st.one_of(st.integers(0, 60), st.integers(0, 2000)), min_size=1, max_size=60)
@@ -67,7 +67,7 @@ def reference(rows: list[int], weights: list[int], batch_rows: int, room: int) -
 def test_levelled_equals_the_reference(found: list[int], batch_rows: int, begun: int, seed: int, longest: int) -> None:
     rows_P, weights_P = np.random.default_rng(seed).integers(1, longest + 1, len(found)), np.array(found)
     room = batch_rows - begun % batch_rows
-    order_P = levelled(rows_P, weights_P, batch_rows, room)
+    order_P = balance_pieces(rows_P, weights_P, batch_rows, room)
     assert order_P.tolist() == reference(rows_P.tolist(), found, batch_rows, room)
     assert sorted(order_P.tolist()) == list(range(len(found)))
     assert rows_P[order_P].tolist() == rows_P.tolist()
@@ -81,7 +81,7 @@ def test_batches_of_light_equal_pieces_stay_within_the_bound(
     found: list[int], batch_pieces: int, begun: int, rows: int
 ) -> None:
     batch_rows, room = batch_pieces * rows, (batch_pieces - begun % batch_pieces) * rows
-    order_P = levelled(np.full(len(found), rows), np.array(found), batch_rows, room)
+    order_P = balance_pieces(np.full(len(found), rows), np.array(found), batch_rows, room)
     after = Batches([rows] * len(found), np.array(found)[order_P].tolist(), batch_rows, room)
     assert all(after.above(batch) <= 0 for batch in after.pieces)
 
@@ -90,7 +90,7 @@ def test_batches_of_light_equal_pieces_stay_within_the_bound(
 @given(weights, st.integers(1, 12), st.integers(0, 11))
 def test_no_batch_rises_above_its_bound_or_exceeds_it_further(found: list[int], batch_rows: int, begun: int) -> None:
     room, rows = batch_rows - begun % batch_rows, [1] * len(found)
-    order_P = levelled(np.array(rows), np.array(found), batch_rows, room)
+    order_P = balance_pieces(np.array(rows), np.array(found), batch_rows, room)
     before = Batches(rows, found, batch_rows, room)
     after = Batches(rows, np.array(found)[order_P].tolist(), batch_rows, room)
     assert all(after.above(batch) <= max(before.above(batch), 0) for batch in before.pieces)
@@ -100,7 +100,7 @@ def test_no_batch_rises_above_its_bound_or_exceeds_it_further(found: list[int], 
 
 def test_very_heavy_piece_shares_its_batch_with_light_ones() -> None:
     weights_P = np.array([1000, *[40] * 7, *[10] * 8, *[25] * 16])
-    order_P = levelled(np.ones(32, np.int64), weights_P, 8, 8)
+    order_P = balance_pieces(np.ones(32, np.int64), weights_P, 8, 8)
     weight_GP = weights_P[order_P].reshape(4, 8)
     assert sorted({*weight_GP[0].tolist()}) == [10, 25, 1000]
     assert weight_GP[1:].sum(1).max() <= 320

@@ -172,5 +172,5 @@ def test_rank_reports_a_torchrun_that_was_killed_before_it_joined(monkeypatch: p
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(distributed, "JOIN_SECONDS", 1.0)
     with pytest.raises(StageError, match=f"torchrun at 127.0.0.1:{port} did not answer for 1 s: it was killed"):
-        with distributed.started():
+        with distributed.process_group():
             pass

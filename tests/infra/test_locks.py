@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sidestack.infra.locks import HeldError, locked
-from sidestack.pipelines.run import AtWorkError, alone
+from sidestack.infra.locks import LockHeldError, locked
+from sidestack.pipelines.run import AlreadyRunningError, run_lock
 
 
 @pytest.fixture(params=["flock", "no flock"])
@@ -32,13 +32,13 @@ def without_flock(patch: pytest.MonkeyPatch, number: int = errno.ENOLCK) -> None
 
 def test_lock_has_one_holder_at_a_time(file: Path) -> None:
     with locked(file, wait=False):
-        with pytest.raises(HeldError):
+        with pytest.raises(LockHeldError):
             with locked(file, wait=False):
                 pass
     with (
         locked(file, wait=False),
-        pytest.raises(AtWorkError, match="another driver is running here"),
-        alone(file.parent),
+        pytest.raises(AlreadyRunningError, match="another driver is running here"),
+        run_lock(file.parent),
     ):
         pass
 
@@ -66,7 +66,7 @@ def test_missing_flock_is_logged_and_the_lock_file_names_the_owner(
     without_flock(monkeypatch, number)
     with locked(tmp_path / ".lock", wait=False):
         assert (tmp_path / ".lock.owner").read_text().startswith(f"{socket.gethostname()} {os.getpid()} ")
-        with pytest.raises(HeldError, match=f"process {os.getpid()} on {socket.gethostname()} holds .*.lock.owner"):
+        with pytest.raises(LockHeldError, match=f"process {os.getpid()} on {socket.gethostname()} holds .*.lock.owner"):
             with locked(tmp_path / ".lock", wait=False):
                 pass
     assert not (tmp_path / ".lock.owner").exists()
@@ -84,7 +84,7 @@ def test_lock_of_a_dead_process_is_taken_over_unless_it_is_of_another_host(
     with locked(tmp_path / ".lock", wait=False):
         assert str(os.getpid()) in owner.read_text()
     owner.write_text("another-host 1 0")
-    with pytest.raises(HeldError, match="process 1 on another-host"), locked(tmp_path / ".lock", wait=False):
+    with pytest.raises(LockHeldError, match="process 1 on another-host"), locked(tmp_path / ".lock", wait=False):
         pass
     assert [file.name for file in sorted(tmp_path.iterdir())] == [".lock", ".lock.owner"]
 

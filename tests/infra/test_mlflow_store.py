@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from sidestack.infra.errors import ConfigError
-from sidestack.infra.mlflow_store import URI_VARIABLE, StoreError, bounded, connect, has_store, patient, use_store
+from sidestack.infra.mlflow_store import (
+    URI_VARIABLE,
+    StoreError,
+    call_with_timeout,
+    connect,
+    has_store,
+    longer_timeouts,
+    use_store,
+)
 from tests.components.golden import ROOT
 
 FIRST_START = "from sidestack.infra.mlflow_store import connect; print(len(connect().search_experiments()))"
@@ -150,14 +158,14 @@ def test_bounded_raises_the_calls_own_timeout_error() -> None:
         raise TimeoutError("its own")
 
     with pytest.raises(TimeoutError, match="its own"):
-        bounded(late, 5)
-    assert bounded(lambda: 7, 5) == 7
+        call_with_timeout(late, 5)
+    assert call_with_timeout(lambda: 7, 5) == 7
 
 
 def test_patient_restores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    with patient():
+    with longer_timeouts():
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ

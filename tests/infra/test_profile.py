@@ -26,7 +26,7 @@ def loop(profile: StepProfile, steps: int) -> None:
 @pytest.mark.parametrize("taken", [WARMUP_STEPS + 9, WARMUP_STEPS + 3])
 def test_trace_has_the_steps_after_the_warm_up(tmp_path: Path, taken: int) -> None:
     lines: list[str] = []
-    loop(StepProfile(3, tmp_path / "profile", rank=1, say=lines.append), taken)
+    loop(StepProfile(3, tmp_path / "profile", rank=1, log=lines.append), taken)
     (file,) = (tmp_path / "profile").iterdir()
     assert file.name == "rank-00001.json.gz"
     assert steps_in(file) == {"ProfilerStep#1", "ProfilerStep#2", "ProfilerStep#3"}
@@ -36,7 +36,7 @@ def test_trace_has_the_steps_after_the_warm_up(tmp_path: Path, taken: int) -> No
 
 def test_steps_of_a_loop_that_ends_early_are_traced(tmp_path: Path) -> None:
     lines: list[str] = []
-    loop(StepProfile(9, tmp_path, say=lines.append), WARMUP_STEPS + 2)
+    loop(StepProfile(9, tmp_path, log=lines.append), WARMUP_STEPS + 2)
     assert {"ProfilerStep#1", "ProfilerStep#2"} <= steps_in(tmp_path / "rank-00000.json.gz")
     assert lines[0].startswith("profile of 2 steps")
 
@@ -48,6 +48,6 @@ def test_no_trace_is_written_without_steps_to_trace_and_the_reason_is_logged(
     tmp_path: Path, requested: int, taken: int
 ) -> None:
     lines: list[str] = []
-    loop(StepProfile(requested, tmp_path / "profile", say=lines.append), taken)
+    loop(StepProfile(requested, tmp_path / "profile", log=lines.append), taken)
     assert lines == [f"profile: nothing to trace: {taken} steps; the first 5 are left out"][: min(requested, 1)]
     assert not (tmp_path / "profile").exists()

@@ -13,7 +13,7 @@ from sidestack.components.torchrun import Launch, stage_app
 from sidestack.infra.code import VARIABLE, code_environment
 from sidestack.infra.commit import committing
 from sidestack.infra.config import digest, load_section, plain, to_yaml
-from sidestack.infra.distributed import started
+from sidestack.infra.distributed import process_group
 from sidestack.infra.errors import ConfigError
 from sidestack.infra.manifest import verify
 from sidestack.infra.stage import Inputs, StageRun, run_stage
@@ -22,7 +22,7 @@ from tests.infra.tiny_stage import TinyConfig, body
 
 @pytest.fixture
 def before(tmp_path: Path) -> Path:
-    with started() as world, committing(tmp_path / "before", world, stage="before") as staging:
+    with process_group() as world, committing(tmp_path / "before", world, stage="before") as staging:
         (staging / "data.txt").write_text("1 2 3")
     return tmp_path / "before"
 

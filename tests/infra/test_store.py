@@ -102,7 +102,7 @@ def test_request_starts_are_where_the_id_changes(ids: list[int]) -> None:
 def test_partition_is_found_only_by_its_key(store: Store) -> None:
     schema = pa.schema({"x": pa.int64()})
     assert store.find("things", "part=00000", "key") is None
-    with store.making("things", "part=00000", "key") as made:
+    with store.new_partition("things", "part=00000", "key") as made:
         made.schema = schema
         made.numbers["first"] = 7
         (made.path / "note.txt").write_text("x")
@@ -114,14 +114,14 @@ def test_partition_is_found_only_by_its_key(store: Store) -> None:
 
 
 def test_keys_with_the_same_prefix_are_distinguished(store: Store) -> None:
-    with store.making("things", "part=00000", "0123456789abcdef-one") as made:
+    with store.new_partition("things", "part=00000", "0123456789abcdef-one") as made:
         made.schema = pa.schema({"x": pa.int64()})
     with pytest.raises(CommitError, match="is of key '0123456789abcdef-one', not of '0123456789abcdef-two'"):
         store.find("things", "part=00000", "0123456789abcdef-two")
 
 
 def test_failed_partition_leaves_no_files(store: Store) -> None:
-    with pytest.raises(RuntimeError, match="torn"), store.making("things", "part=00000", "key") as made:
+    with pytest.raises(RuntimeError, match="torn"), store.new_partition("things", "part=00000", "key") as made:
         (made.path / FILE).write_text("half")
         raise RuntimeError("torn")
     assert store.find("things", "part=00000", "key") is None and leftovers(store) == []
@@ -133,7 +133,7 @@ def test_two_threads_may_write_the_same_partition(store: Store) -> None:
 
     def make(text: str) -> None:
         try:
-            with store.making("things", "part=00000", "key") as made:
+            with store.new_partition("things", "part=00000", "key") as made:
                 made.schema = pa.schema({"x": pa.int64()})
                 (made.path / "note.txt").write_text(text)
                 both.wait()

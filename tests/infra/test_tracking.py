@@ -182,7 +182,7 @@ def test_other_ranks_write_and_print_nothing(tmp_path: Path, capfd: pytest.Captu
     log.resume('{"step": 0, "loss": 1.0}\n')
     assert log.history() == ""
     log.summary({"loss": 1.0})
-    log.say("hello")
+    log.info("hello")
     with log.progress(4, "items") as advance:
         advance(4)
     log.finish("FINISHED")

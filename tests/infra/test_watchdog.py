@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sidestack.infra.distributed import Timeouts, World
-from sidestack.infra.heartbeat import Beat, Heard, Heartbeats, Work
+from sidestack.infra.heartbeat import Beat, Heartbeats, PeerBeat, ProgressMeter
 from sidestack.infra.manifest import verify
 from sidestack.infra.rank_state import RankState
 from sidestack.infra.watchdog import _Watchdog
@@ -117,7 +117,7 @@ def test_wait_ends_by_silence_or_idleness_beyond_the_timeout(
         "is_committing": False,
         "has_signal": False,
     }
-    heard = Heard(1, Beat(**{**values, **beat}), silent_s)
+    heard = PeerBeat(1, Beat(**{**values, **beat}), silent_s)
     monkeypatch.setattr("sidestack.infra.heartbeat.Heartbeats.others", lambda self: iter([heard]))
     ended: list[BaseException] = []
     monkeypatch.setattr("sidestack.infra.watchdog._Watchdog._end", lambda self, error, status: ended.append(error))
@@ -134,7 +134,7 @@ def test_stage_of_one_rank_has_no_heartbeat(tmp_path: Path) -> None:
 
 
 def test_steps_and_cpu_time_and_written_bytes_are_progress_and_sleep_is_not(tmp_path: Path) -> None:
-    work, changes = Work(), 0
+    work, changes = ProgressMeter(), 0
     threading.Event().wait(0.3)
     assert work.idle_s(changes) >= 0.3
     assert work.idle_s(changes + 1) == 0

@@ -29,7 +29,7 @@ class FakeConfig(Config):
 
 def fake(run: StageRun[FakeConfig]) -> None:
     """Write every rank's file, and fail as told."""
-    run.log.say(f"{run.config.text} from {run.world.size} ranks")
+    run.log.info(f"{run.config.text} from {run.world.size} ranks")
     if run.config.hold is not None:
         _hold(run, Path(run.config.hold))
     if run.world.rank == run.config.fail_rank:
@@ -57,7 +57,7 @@ def _hold(run: StageRun[FakeConfig], until: Path) -> None:
         began.write(f"{run.out} {run.world.rank} {os.getpid()}\n")
     while not until.exists():
         time.sleep(0.1)
-    run.log.say("was let go")
+    run.log.info("was let go")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from sidestack.pipelines.config import PipelineConfig
 from sidestack.pipelines.execution import Pipeline
 from sidestack.pipelines.graph import Stage, stages
 from sidestack.pipelines.jobs import Work
-from sidestack.pipelines.run import Stopped
+from sidestack.pipelines.run import StopSignal
 from sidestack.pipelines.run_config import LaunchConfig, RunConfig
 from sidestack.pipelines.studies.sweep.grid import Budget
 from sidestack.pipelines.studies.sweep.plan import sweep_stages
@@ -144,10 +144,10 @@ def test_what_fails_ends_what_is_under_way_beside_it_and_starts_nothing_more(tmp
 @pytest.mark.parametrize(
     ("on_signal", "failure", "is_left"),
     [
-        ("leave", Stopped(signal.SIGHUP), True),
+        ("leave", StopSignal(signal.SIGHUP), True),
         ("leave", UnansweredError("the scheduler is away"), True),
         ("leave", StageError("[side] failed"), False),
-        ("cancel", Stopped(signal.SIGHUP), False),
+        ("cancel", StopSignal(signal.SIGHUP), False),
         ("cancel", UnansweredError("the scheduler is away"), False),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidestack.infra.preemption import Mark
-from sidestack.pipelines.failures import why as why_of
+from sidestack.pipelines.failures import failure_message
 
 
 def leave(logs: Path, node: str, rank: int, message: str, at: int, attempt: int = 0) -> None:
@@ -19,7 +19,7 @@ def leave(logs: Path, node: str, rank: int, message: str, at: int, attempt: int 
 
 
 def why(logs: Path) -> str:
-    return why_of("encoder", "FAILED", "", logs, ["bash: python: command not found"])
+    return failure_message("encoder", "FAILED", "", logs, ["bash: python: command not found"])
 
 
 def test_the_first_failure_is_the_cause(tmp_path: Path) -> None:
@@ -47,7 +47,9 @@ def test_an_echo_of_another_ranks_failure_is_not_the_cause(tmp_path: Path, echo:
 def test_a_rank_that_was_killed_is_named_by_what_torchrun_saw(tmp_path: Path) -> None:
     leave(tmp_path, "job_a", 0, "RuntimeError: Connection reset by peer", 9)
     seen = ["  rank      : 1 (local_rank: 1)", "  traceback : Signal 9 (SIGKILL) received by PID 7", *["more"] * 20]
-    assert "traceback : Signal 9 (SIGKILL) received by PID 7\n" in why_of("ranker", "FAILED", "", tmp_path, seen)
+    assert "traceback : Signal 9 (SIGKILL) received by PID 7\n" in failure_message(
+        "ranker", "FAILED", "", tmp_path, seen
+    )
 
 
 def test_a_missing_file_of_the_users_is_no_echo(tmp_path: Path) -> None:
@@ -115,24 +117,24 @@ def test_a_checkpoint_that_cannot_be_written_is_told_as_that(tmp_path: Path) -> 
     ],
 )
 def test_nodes_that_did_not_meet_are_told(tmp_path: Path, line: str, told: str) -> None:
-    assert told in why_of("ranker", "FAILED", "", tmp_path, ["Traceback", line])
+    assert told in failure_message("ranker", "FAILED", "", tmp_path, ["Traceback", line])
 
 
 def test_a_host_that_nobody_knows_is_the_reason_and_nothing_else(tmp_path: Path) -> None:
     line = "rendezvous: host 'n9' does not resolve on n1"
-    assert why_of("ranker", "FAILED", "FAILED", tmp_path, ["srun: error", line, line]).splitlines() == [
+    assert failure_message("ranker", "FAILED", "FAILED", tmp_path, ["srun: error", line, line]).splitlines() == [
         f"[ranker] failed: {line}", f"logs of all ranks: {tmp_path}",
     ]  # fmt: skip
 
 
 def test_what_the_scheduler_saw_is_told_where_no_rank_said_anything(tmp_path: Path) -> None:
-    told = why_of("ranker", "FAILED", "torchrun of node 0 was ended by SIGKILL", tmp_path, [])
+    told = failure_message("ranker", "FAILED", "torchrun of node 0 was ended by SIGKILL", tmp_path, [])
     assert "no rank left a traceback of its own; torchrun of node 0 was ended by SIGKILL\nand nothing was" in told
 
 
 def test_a_stage_that_was_asked_to_stop_is_told_as_preempted_and_not_as_failed(tmp_path: Path) -> None:
     mark = Mark(step=40, signal="SIGTERM", ranks=2, time="2026-11-30T20:00:00Z", seconds=1.5)
-    told = why_of("ranker", "FAILED", "FAILED", tmp_path, ["torchrun's own words"], mark)
+    told = failure_message("ranker", "FAILED", "FAILED", tmp_path, ["torchrun's own words"], mark)
     assert told == "[ranker] preempted at step 40; start again to resume"
 
 
@@ -147,5 +149,5 @@ def test_why_a_scheduler_asked_a_stage_to_stop_is_told_too(
     tmp_path: Path, state: str, scheduler: str, said: str
 ) -> None:
     mark = Mark(step=40, signal="SIGTERM", ranks=2, time="2026-11-30T20:00:00Z", seconds=0.3)
-    told = why_of("ranker", state, scheduler, tmp_path, [], mark)
+    told = failure_message("ranker", state, scheduler, tmp_path, [], mark)
     assert told == f"[ranker] {said}; preempted at step 40; start again to resume"

@@ -14,7 +14,7 @@ from sidestack.infra.errors import ConfigError, SchedulerError, StageError, Unan
 from sidestack.infra.lease import VARIABLE, lease_file
 from sidestack.pipelines.jobs import JobRecord, Work, read_record
 from sidestack.pipelines.launch import Job, Launcher
-from sidestack.pipelines.run import Stopped
+from sidestack.pipelines.run import StopSignal
 
 AWAY = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
 LOST = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
@@ -220,11 +220,11 @@ def test_a_signal_that_comes_when_a_job_was_just_submitted_leaves_none(
 
     def interrupted(record: JobRecord) -> None:
         if record.handle:
-            raise Stopped(signal.SIGTERM)
+            raise StopSignal(signal.SIGTERM)
         write(record)
 
     monkeypatch.setattr(JobRecord, "write", interrupted)
-    with pytest.raises(Stopped):
+    with pytest.raises(StopSignal):
         start()
     assert slurm.queue.read_text().endswith("|CANCELLED\n")
 

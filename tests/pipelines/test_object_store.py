@@ -56,14 +56,14 @@ def test_the_whole_pipeline_runs_from_and_to_a_store_and_a_second_run_does_no_wo
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(driver, "launcher_of", lambda run: ForkedLauncher(is_told=True))
+    monkeypatch.setattr(driver, "launcher_of", lambda run: ForkedLauncher(logs_starts=True))
     prepare = {"source": {"kind": "tables", "path": f"{bucket.url}/logs/own", "test_days": 1}}
     values = {**SMALL, "prepare": prepare, "run": {**RUN, "runs_dir": f"{bucket.url}/runs"}}
     (here / "run.yaml").write_text(yaml.safe_dump(values))
 
     def run() -> tuple[list[str], int]:
         """Run the pipeline, and return the lines of its result, and how many stages were started."""
-        driver.tell_result(driver.run_pipeline(Path("run.yaml")))
+        driver.print_result(driver.run_pipeline(Path("run.yaml")))
         out, err = capfd.readouterr()
         assert SECRET not in out + err
         return out.splitlines(), sum(line.endswith("] starts") for line in err.splitlines())

@@ -187,18 +187,18 @@ def test_altered_file_of_a_done_stage_is_found(first: "subprocess.CompletedProce
 
 @pytest.mark.parametrize("name", ["file/runs", "x" * 300])
 def test_a_runs_directory_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
-    from sidestack.pipelines.run import alone
+    from sidestack.pipelines.run import run_lock
 
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StageError, match=r"cannot be written \(.+\); see run\.runs_dir"):
-        with alone(tmp_path / name):
+        with run_lock(tmp_path / name):
             pass
 
 
 def test_two_drivers_do_not_share_a_run(first: "subprocess.CompletedProcess[str]", base: Path) -> None:
-    from sidestack.pipelines.run import alone
+    from sidestack.pipelines.run import run_lock
 
-    with alone(base / "runs" / "fake"), pytest.raises(StageError, match="another driver is running"):
+    with run_lock(base / "runs" / "fake"), pytest.raises(StageError, match="another driver is running"):
         again(base)
 
 

@@ -82,5 +82,5 @@ def test_what_no_file_can_say_is_told(inputs: dict[str, Path], tmp_path: Path) -
     with pytest.raises(DataError, match="replicates of none differ in more than their seeds"):
         run_file(inputs, {"none": arm(tmp_path / "b", "none", {}, {"warmup_steps": 9})}, CompareConfig())
     (inputs["prepare"] / "config.yaml").unlink()
-    with pytest.raises(DataError, match="the output prepare does not say how it was made"):
+    with pytest.raises(DataError, match="the output prepare does not record how it was made"):
         run_file(inputs, {"none": none}, CompareConfig())

@@ -58,9 +58,9 @@ def _part(
 
 def _sids(store: Store, table: str, base: PartitionEntry, values: list[int | None], sids: SidSpec) -> PartitionEntry:
     columns = sid_columns(sids.name, sids)
-    with store.making(table, base.slice, "key") as made:
+    with store.new_partition(table, base.slice, "key") as made:
         made.schema = pa.schema([with_sid_metadata(pa.field(name, pa.int64()), one) for name, one in columns.items()])
-        with made.writing(base.files[0].name) as writer:
+        with made.open_writer(base.files[0].name) as writer:
             chunks = [[None if one is None else one + chunk for one in values] for chunk in range(len(columns))]
             writer.write_group(pa.table(chunks, schema=made.schema))
     return store.entry(table, base.slice, "key")

@@ -12,7 +12,7 @@ from sidestack.infra.commit import committing
 from sidestack.infra.distributed import ALONE
 from sidestack.infra.errors import ConfigError, StageError
 from sidestack.infra.journal import journals
-from sidestack.infra.mlflow_store import URI_VARIABLE, connect, patient
+from sidestack.infra.mlflow_store import URI_VARIABLE, connect, longer_timeouts
 from sidestack.infra.tracking import RunLog
 from sidestack.pipelines.track import track
 from sidestack.pipelines.tracker import Tracker
@@ -55,7 +55,7 @@ def commit(folder: Path, label: str, parent_run: str = "") -> Path:
 
 def told(folder: Path) -> dict[str, tuple[str, dict[str, float]]]:
     """Return status and metrics of all the runs of a folder's experiment, by name; the names must differ."""
-    with patient():  # a server that has just been started takes its time
+    with longer_timeouts():  # a server that has just been started takes its time
         client = connect()
         experiment = client.get_experiment_by_name(folder.name)
         runs = [] if experiment is None else client.search_runs([experiment.experiment_id])
@@ -97,7 +97,7 @@ def test_away_from_start_to_end_costs_seconds_and_is_told_by_one_command(
         pass_through(folder, tracker_of(folder))
     assert time.monotonic() - began < 60  # by mlflow itself, 250 s for the first request alone
     err = capfd.readouterr().err
-    assert err.count("\n") == 1 and len(err) < 400 and "the run goes on" in err
+    assert err.count("\n") == 1 and len(err) < 400 and "the run continues" in err
     assert SECRET_PAGE.split()[-1] not in err
     assert told(folder) == {}
     assert track(run_file(folder)) == 1

@@ -172,7 +172,9 @@ def test_the_contest_is_run_with_what_was_chosen_where_that_is_asked(
         "sidestack.pipelines.studies.tune.__main__.tune", lambda *_: (tmp_path, tmp_path / "tuned.yaml")
     )
     monkeypatch.setattr("sidestack.pipelines.studies.tune.__main__.run_pipeline", noted(ran.append, lambda _: tmp_path))
-    monkeypatch.setattr("sidestack.pipelines.studies.tune.__main__.tell_result", lambda found: print("compared", found))
+    monkeypatch.setattr(
+        "sidestack.pipelines.studies.tune.__main__.print_result", lambda found: print("compared", found)
+    )
     main(["--config", "run.yaml", *words])
     assert ran == ([tmp_path / "tuned.yaml"] if words else [])
     assert ("compared" in capsys.readouterr().out) == bool(words)

@@ -6,7 +6,7 @@ import pytest
 
 from sidestack.pipelines.report.comparison import Gain, Learning, MetricResult, TaskResult, Training, Verdict
 from sidestack.pipelines.report.config import VerdictConfig
-from sidestack.pipelines.report.learning import learned
+from sidestack.pipelines.report.learning import summarize_learning
 from sidestack.pipelines.report.outputs import Curve, RankerSummary
 from sidestack.pipelines.report.training import differing_settings, training_of
 from sidestack.pipelines.report.verdict import ONE_TRAINING, judge, roi_doubt, with_verdicts
@@ -22,7 +22,7 @@ def curve(*values: float, step: int = 50) -> Curve:
 
 def learned_click(train: Curve, validation: Curve | None = None, training: Training | None = None) -> Learning:
     curves = {"train_click_ne": train, "search_validation_click_ne": validation or []}
-    found = learned([curves], [training or Training(steps=1)], "click")
+    found = summarize_learning([curves], [training or Training(steps=1)], "click")
     assert found is not None
     return found
 
@@ -157,16 +157,19 @@ def test_replicates_are_averaged() -> None:
         {"train_click_ne": curve(1.0, 1.0, last_but_one, last), "search_validation_click_ne": curve(last)}
         for last_but_one, last in ((0.8, 0.6), (0.7, 0.5))
     )
-    found = learned([first, second], [Training(), Training()], "click")
+    found = summarize_learning([first, second], [Training(), Training()], "click")
     assert found is not None
     assert (found.train_ne, found.last_validation_ne) == pytest.approx((0.55, 0.55))
     assert found.late_fall == pytest.approx(1 - 0.55 / 0.75)
-    assert learned([first, {}], [Training(), Training()], "click") is None
+    assert summarize_learning([first, {}], [Training(), Training()], "click") is None
 
 
 def test_the_error_of_a_fall_shrinks_with_replicates() -> None:
     one = {"train_click_ne": curve(1.0, 0.9, 0.8, 0.78, 0.7, 0.68, 0.6, 0.58)}
-    single, double = learned([one], [Training()], "click"), learned([one, one], [Training(), Training()], "click")
+    single, double = (
+        summarize_learning([one], [Training()], "click"),
+        summarize_learning([one, one], [Training(), Training()], "click"),
+    )
     assert single is not None and double is not None and single.late_fall_error and double.late_fall_error
     assert double.late_fall_error == pytest.approx(single.late_fall_error / 2**0.5)
 

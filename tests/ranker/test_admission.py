@@ -49,7 +49,7 @@ def sighted(ids: IdRows, settings: AdmissionConfig, day: date, seen: Integers, n
     """Do one night, in two parts, as a date of two row groups is read."""
     ids.grow(num_ids, settings.fallback_rows)
     for part in np.array_split(seen, 2):
-        ids.see(*np.unique(part, return_counts=True), day)
+        ids.add_counts(*np.unique(part, return_counts=True), day)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -80,7 +80,7 @@ def test_of_ids_without_room_the_higher_count_and_then_the_lower_id_gets_the_row
     settings = AdmissionConfig(min_count=2, max_age_days=9, max_rows=5, fallback_rows=2)
     ids = IdRows.empty()
     ids.grow(8, 2)
-    ids.see(np.array([7, 6, 5, 4, 1]), np.array([2, 9, 2, 2, 1]), FIRST_DAY)
+    ids.add_counts(np.array([7, 6, 5, 4, 1]), np.array([2, 9, 2, 2, 1]), FIRST_DAY)
     assert ids.admit(settings, FIRST_DAY) == (3, 0, 1, 3)
     assert ids.row_I.tolist() == [0, 1, 0, 1, 3, 4, 2, 1]
 
@@ -89,12 +89,12 @@ def test_a_row_stays_with_its_id_whatever_others_are_seen_until_the_id_is_old_an
     settings = AdmissionConfig(min_count=2, max_age_days=2, max_rows=2, fallback_rows=1)
     ids = IdRows.empty()
     ids.grow(2, 1)
-    ids.see(np.array([1]), np.array([2]), FIRST_DAY)
+    ids.add_counts(np.array([1]), np.array([2]), FIRST_DAY)
     ids.admit(settings, FIRST_DAY)
     found = []
     for night, id in enumerate([0, 0, 1], start=1):
         day = FIRST_DAY + timedelta(days=night)
-        ids.see(np.array([id]), np.array([50]), day)
+        ids.add_counts(np.array([id]), np.array([50]), day)
         ids.admit(settings, day)
         found.append((ids.row_I.tolist(), ids.count_I.tolist()))
     assert found == [([0, 1], [50, 2]), ([1, 0], [100, 0]), ([1, 0], [100, 50])]
@@ -138,7 +138,7 @@ def test_counts_do_not_overflow() -> None:
     ids = IdRows.empty()
     ids.grow(1, 1)
     for _ in range(3):
-        ids.see(np.array([0]), np.array([2**30]), FIRST_DAY)
+        ids.add_counts(np.array([0]), np.array([2**30]), FIRST_DAY)
     assert ids.count_I.tolist() == [2**31 - 1]
 
 

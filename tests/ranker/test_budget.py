@@ -15,10 +15,10 @@ from sidestack.ranker.budget import (
     STEPS_AN_EPOCH,
     Day,
     decide,
-    described,
+    decisions_message,
+    describe_decisions,
     even_days,
     left_to_rule,
-    told,
     training_days,
     validation_days,
     warmup_steps,
@@ -176,13 +176,13 @@ def test_a_snapshot_tells_rows_and_positives_unopened(tmp_path: Path, monkeypatc
 def test_what_was_decided_is_told_and_what_was_written_is_not() -> None:
     days = days_of(*[5000] * 10)
     asked = config()
-    assert told(asked, decide(asked, days), days, hashed_rows=8192) == (
+    assert decisions_message(asked, decide(asked, days), days, hashed_rows=8192) == (
         "ranker: by rule, from 50,000 rows of 10 dates: batch_size=64 (781 steps an epoch), epochs=6 at most,"
         " validation_days=1, max_rows=8192"
     )
     written = config_of("none")
     assert left_to_rule(written) == []
-    assert told(written, decide(written, days), days, hashed_rows=0) == ""
-    found = described(asked, decide(asked, days), days, steps=4000)
+    assert decisions_message(written, decide(written, days), days, hashed_rows=0) == ""
+    found = describe_decisions(asked, decide(asked, days), days, steps=4000)
     assert found["by_rule"] == ["batch_size", "epochs", "validation_days", "warmup_steps", "log_every"]
     assert (found["positives"], found["warmup_steps"], found["log_every"]) == ({"click": 5000}, 200, 100)

@@ -82,5 +82,5 @@ def test_only_sides_codebooks_of_several_lines_are_needed() -> None:
 
 
 def test_arms_sets_of_sids_are_taken_where_a_kind_takes_them() -> None:
-    taken = {kind: config_with({"item": kind}).content.taken_sids for kind in OWN}
+    taken = {kind: config_with({"item": kind}).content.used_sids for kind in OWN}
     assert taken == {kind: () if kind in ("none", "dense") else ("sid",) for kind in OWN}

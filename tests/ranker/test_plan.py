@@ -14,7 +14,7 @@ from sidestack.infra.distributed import World
 from sidestack.infra.errors import ConfigError
 from sidestack.infra.snapshot import read_dataset
 from sidestack.ranker.constants import ModelConstants
-from sidestack.ranker.exchange import sent
+from sidestack.ranker.exchange import count_sent
 from sidestack.ranker.features import arm_features
 from sidestack.ranker.plan import Workload, dry_run, main
 from sidestack.ranker.planner import (
@@ -132,7 +132,7 @@ def test_what_is_sent_by_a_slow_count_of_every_id(sharding: str, is_pooled: bool
             vectors = batch if is_pooled else asked
             expected["forward_R"][rank] += 4 * width * vectors
             expected["backward_R"][asker] += 4 * width * vectors
-    for name, values_R in sent(table, ranks)._asdict().items():
+    for name, values_R in count_sent(table, ranks)._asdict().items():
         assert values_R.tolist() == pytest.approx(expected[name]), name
 
 
@@ -188,7 +188,7 @@ def test_a_training_plans_as_the_dry_run_says_and_sends_what_it_says(tmp_path: P
     lookups = {table.name: table.lookups for table in plan.tables}
     of_request = {"t_user_id", "t_history_item_ids"} | ({"t_topics"} if impressions > 1 else set())
     assert lookups == {name: plan.batch_size // (impressions if name in of_request else 1) for name in lookups}
-    tables = [sent(replace(t, ids=topics) if t.name == "t_topics" else t, 2) for t in plan.tables]
+    tables = [count_sent(replace(t, ids=topics) if t.name == "t_topics" else t, 2) for t in plan.tables]
     for rank, noted in enumerate((first, second)):
         # The ids of the next batch are on their way while a step is taken.
         ids = sum(size for kind, size in noted if "int" in kind) / 21

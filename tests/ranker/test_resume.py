@@ -77,7 +77,7 @@ def train_ranker(
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "ranker", {}, config)
     with committing(out, world, stage="ranker", facts=facts) as staging:
         log = RunLog.open(world.rank, "ranker", staging, plain(config), {}, "", None)
-        traced = StepProfile(profile, out.with_name(f"{out.name}.profile"), world.rank, log.say)
+        traced = StepProfile(profile, out.with_name(f"{out.name}.profile"), world.rank, log.info)
         train(StageRun(config, inputs, staging, world, log, facts, checkpoints, target=out, profile=traced))
     checkpoints.remove()
 

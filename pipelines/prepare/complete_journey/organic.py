@@ -59,7 +59,10 @@ def organic_activity(
         text_ND: the items' text embeddings.
     """
     lines = log.keep(known_P & ~promoted_P)
-    found = {TEXT: newest_texts(lines, text_ND, num_users, config.newest), BEHAVIOUR: bought(lines, num_users, config)}
+    found = {
+        TEXT: newest_text_embeddings(lines, text_ND, num_users, config.newest),
+        BEHAVIOUR: purchase_embeddings(lines, num_users, config),
+    }
     counts = {
         "lines": len(log.items_P),
         "lines_promoted": int(promoted_P.sum()),
@@ -70,7 +73,7 @@ def organic_activity(
     return OrganicActivity(found, counts)
 
 
-def newest_texts(lines: RawLog, text_ND: npt.NDArray[np.float16], num_users: int, newest: int) -> Vectors:
+def newest_text_embeddings(lines: RawLog, text_ND: npt.NDArray[np.float16], num_users: int, newest: int) -> Vectors:
     """Average the text embeddings of each user's newest purchases; without purchases there is no embedding.
 
     Among lines with equal times (mostly of one basket), the last in the log's order are the newest.
@@ -84,7 +87,7 @@ def newest_texts(lines: RawLog, text_ND: npt.NDArray[np.float16], num_users: int
     return unit_rows(sums_VD, users_V, num_users)
 
 
-def bought(lines: RawLog, num_users: int, config: OrganicConfig) -> Vectors:
+def purchase_embeddings(lines: RawLog, num_users: int, config: OrganicConfig) -> Vectors:
     """Factorize the matrix of users' baskets by item.
 
     A user's row holds log(1 + baskets) log(1 + users / users who bought the item), at unit length, so that heavy buyers

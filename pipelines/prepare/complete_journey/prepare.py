@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from sidestack.infra.config import Days, Seed, digest, plain
 from sidestack.infra.distributed import raise_on_all_ranks
 from sidestack.infra.errors import ConfigError
-from sidestack.infra.identity import Ledger
+from sidestack.infra.identity import IdentityCache
 from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
@@ -76,7 +76,7 @@ class CompleteJourney(SourceConfig):
     """User embeddings from organic activity; by default users have none."""
 
     @model_validator(mode="after")
-    def _weeks_in_order(self) -> Self:
+    def _check_weeks(self) -> Self:
         first, last = self.train_weeks
         if not 1 < first <= last:
             raise ValueError("train_weeks must be [first, last] with 2 <= first <= last")
@@ -101,7 +101,7 @@ class CompleteJourney(SourceConfig):
         with raise_on_all_ranks(run.world, "writing the vocabularies"):
             if run.world.is_main:
                 _write_vocabularies(run.out, {**raw.item_words, **raw.user_words})
-        return CompleteJourneyLog(raw, self, described, cached, source_id, run.log.say)
+        return CompleteJourneyLog(raw, self, described, cached, source_id, run.log.info)
 
     def data_identity(self, prepare: Prepare) -> str:
         """Return a digest of the package's files."""
@@ -109,7 +109,7 @@ class CompleteJourney(SourceConfig):
 
 
 def _files_identity(files: RawFiles, prepare: Prepare) -> str:
-    found = Ledger(prepare.ledger).identities(files.paths)
+    found = IdentityCache(prepare.ledger).identities(files.paths)
     return digest({path.name: identity for path, identity in found.items()})
 
 
@@ -150,7 +150,7 @@ class CompleteJourneyLog:
 
     Args:
         raw: the log, cut at its end. config: the source's. described: each item's text. cached: the texts' embeddings.
-        source_id: identity of the package's files. say: prints what was found.
+        source_id: identity of the package's files. log: prints what was found.
     """
 
     def __init__(
@@ -160,9 +160,9 @@ class CompleteJourneyLog:
         described: list[str],
         cached: Path,
         source_id: str,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
-        self._say = say
+        self._log = log
         self.raw = raw
         self.config = config
         self._described = described
@@ -243,7 +243,7 @@ class CompleteJourneyLog:
         vectors: Mapping[str, Vectors] = {}
         if self.config.organic:
             found = _organic(self.raw, self.config, self.config.organic, self._texts)
-            self._say("before the events: " + ", ".join(f"{what} {number:,}" for what, number in found.counts.items()))
+            self._log("before the events: " + ", ".join(f"{what} {number:,}" for what, number in found.counts.items()))
             vectors = found.embeddings
         return {
             "user_id": np.arange(self.spec.num_users),

@@ -123,7 +123,7 @@ class RawFiles:
         """
         weeks_P = week_of(log.times_P)
         keys_P = promotion_key(weeks_P, log.stores_P, log.items_P)
-        products_of_lines, places_of_lines = _Marked(keys_P), _Marked(keys_P >> 32)
+        products_of_lines, places_of_lines = _MarkedKeys(keys_P), _MarkedKeys(keys_P >> 32)
         for batch in self._promotion_batches(np.unique(weeks_P).tolist()):
             items_M = positions(products, batch["product_id"].to_numpy())
             keys_M = promotion_key(batch["week"].to_numpy(), batch["store_id"].to_numpy(), items_M)[items_M >= 0]
@@ -145,7 +145,7 @@ class RawFiles:
             return file.read(columns=columns)
 
 
-class _Marked:
+class _MarkedKeys:
     """Keys with marks; a key may occur in several places."""
 
     def __init__(self, keys_P: Ints) -> None:

@@ -33,7 +33,7 @@ class RawColumn:
     zone: str | None = None
     count: Callable[[Types], str] | None = None
 
-    def is_there(self, types: Types) -> str:
+    def presence_condition(self, types: Types) -> str:
         """Return the condition that a row has a value, valid or not."""
         if self.count is not None:
             return f"{self.count(types)} > 0"

@@ -25,7 +25,7 @@ from sidestack.infra.tables import ContentSpec, DatasetSpec, Entity, content_sch
 from sidestack.pipelines.prepare.columns import embeddings
 from sidestack.pipelines.prepare.contract import Part
 from sidestack.pipelines.prepare.log.config import ContentFiles
-from sidestack.pipelines.prepare.log.numbering import Numbering, made_once
+from sidestack.pipelines.prepare.log.numbering import Numbering, create_once
 from sidestack.pipelines.prepare.text import read_embeddings
 
 UNKNOWN = 0
@@ -154,7 +154,7 @@ def unit_vectors(column: pa.ChunkedArray, dim: int, where: str) -> pa.Array:
 
 
 @dataclass(frozen=True)
-class Kept:
+class VocabularyRule:
     """Rule for the values that a vocabulary keeps.
 
     Attributes:
@@ -189,7 +189,7 @@ def vocabularies(
     numbering: Numbering,
     first: PartitionEntry,
     files: ContentFiles,
-    kept: Kept,
+    kept: VocabularyRule,
     events: str,
     database: duckdb.DuckDBPyConnection,
 ) -> dict[str, list[str]]:
@@ -210,7 +210,7 @@ def vocabularies(
             )
         query = kept.query(source, f"value:{name}", seen)
         settings = {"of": numbering.settings, **kept.settings}
-        file = made_once(numbering.store, database, f"{numbering.entity}.{name}", settings, query)
+        file = create_once(numbering.store, database, f"{numbering.entity}.{name}", settings, query)
         found[name] = read_values(database, file)
     return found
 

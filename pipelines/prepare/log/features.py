@@ -34,17 +34,17 @@ class DatedRows:
     Args of the constructor:
         engine: without tables yet. config: the log's. inputs: the files that rows are made from.
         state: what was known at an earlier date; None: the whole log is read.
-        say: prints what was repaired, and how many labels were found.
+        log: prints what was repaired, and how many labels were found.
     """
 
     def __init__(
-        self, engine: Engine, config: LogConfig, inputs: LogInputs, state: State | None, say: Callable[[str], None]
+        self, engine: Engine, config: LogConfig, inputs: LogInputs, state: State | None, log: Callable[[str], None]
     ) -> None:
         self.engine = engine
         self.config = config
         self.inputs = inputs
         self.state = state
-        self.say = say
+        self.log = log
         self._columns = [quoted(name) for name in raw_tables(config)[EVENTS].columns if name not in KEYED]
         """Columns of the events other than ids and time."""
 
@@ -61,7 +61,7 @@ class DatedRows:
         for name, by in counted(self.inputs).items():
             self._count(name, by)
         self._make_histories()
-        labels = LateLabels(self.engine, self.config, self.inputs, self.say)
+        labels = LateLabels(self.engine, self.config, self.inputs, self.log)
         labels.make(self.state, days[0], self._until(days[-1]))
         for batch in self.engine.batches(self._joined(labels)):
             yield from _by_day(pa.Table.from_batches([batch]))
@@ -126,7 +126,7 @@ class DatedRows:
         )
         (again,) = self.engine.row(f"SELECT (SELECT count(*) FROM ({raw})) - (SELECT count(*) FROM log)")
         if again:
-            self.say(f"prepare: {again:,} rows of events came twice and count once")
+            self.log(f"prepare: {again:,} rows of events came twice and count once")
 
     def _check_catalogue(self) -> None:
         if self.config.items is None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import duckdb
 
 from sidestack.infra.errors import DataError
-from sidestack.infra.identity import Ledger
-from sidestack.infra.remote.urls import place
+from sidestack.infra.identity import IdentityCache
+from sidestack.infra.remote.urls import local_path
 from sidestack.infra.sql import literal
 from sidestack.pipelines.prepare.log.config import LogConfig
 
@@ -41,7 +41,7 @@ def raw_files(config: LogConfig, ledger: Path) -> RawFiles:
         tables[name] = list(_found(name, paths, faults))
     if faults:
         raise DataError("\n".join(faults))
-    identity = Ledger(ledger).identities([file for files in tables.values() for file in files], config.identify)
+    identity = IdentityCache(ledger).identities([file for files in tables.values() for file in files], config.identify)
     for name, files in tables.items():
         faults += _copies(name, files, identity)
     if faults:
@@ -69,7 +69,7 @@ def _found(name: str, paths: Sequence[str], faults: list[str]) -> Iterator[Path]
 
 def _files(path: str) -> Iterator[Path]:
     """Yield a path's data files, without empty and hidden ones (a name below the path begins with `_` or `.`)."""
-    given = place(path)
+    given = local_path(path)
     if given.is_file():
         yield from [given] if given.stat().st_size else []
         return

@@ -20,7 +20,7 @@ from sidestack.infra.errors import DataError
 from sidestack.infra.partitions import PartitionEntry
 from sidestack.infra.remote.urls import url_of
 from sidestack.infra.sql import literal, quoted
-from sidestack.infra.store import FILE, Making, Store
+from sidestack.infra.store import FILE, NewPartition, Store
 from sidestack.pipelines.prepare.log.columns import RawColumn, category, condition, key, number, text, time, vector
 from sidestack.pipelines.prepare.log.config import ContentFiles, LogConfig
 from sidestack.pipelines.prepare.log.files import EVENTS, ITEMS, USERS, RawFiles, Relation, relation
@@ -209,7 +209,7 @@ def ingest(
         try:
             _write(store, database, tables[name], file, keys[name, file], since)
         except duckdb.Error as error:  # its traceback would show its message, too
-            raise DataError(f"{file}: cannot be read: {_said(error, tables[name])}") from None
+            raise DataError(f"{file}: cannot be read: {_error_line(error, tables[name])}") from None
     return {name: [_part(store, name, file, keys) for file in files.tables[name]] for name in tables}, since
 
 
@@ -253,7 +253,7 @@ def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path
                 yield from _values_faults(database, read, {name: column}, file, table.is_private)
             except duckdb.Error as error:
                 what = f"column {column.sources[0]!r}" if column.sources else f"condition of {name.partition(':')[2]!r}"
-                yield f"{file}: {what}: {_said(error, table)}"
+                yield f"{file}: {what}: {_error_line(error, table)}"
         return
     if not missing:
         is_null = " OR ".join(quoted(source) + " IS NULL" for source in _required_sources(table))
@@ -267,7 +267,7 @@ def file_faults(database: duckdb.DuckDBPyConnection, table: RawTable, file: Path
             )
 
 
-def _said(error: duckdb.Error, table: RawTable) -> str:
+def _error_line(error: duckdb.Error, table: RawTable) -> str:
     """Return the first line of an error; for private files, without anything that may be one of their values."""
     if table.is_private and not isinstance(error, _WITHOUT_VALUES):
         return f"{type(error).__name__} (privacy.key: its message is left out, as it may hold values of the file)"
@@ -296,7 +296,7 @@ def _values_faults(
         if not column.sources:  # a condition: never null, so DuckDB would not evaluate it for a count
             parts += ["0", f"max({value})"]
             continue
-        wrong = f"FILTER (WHERE ({column.is_there(read.types)}) AND ({value}) IS NULL)"
+        wrong = f"FILTER (WHERE ({column.presence_condition(read.types)}) AND ({value}) IS NULL)"
         shown = "NULL" if is_private else quoted(column.sources[0])
         parts += [f"count(*) {wrong}", f"min(CAST({shown} AS VARCHAR)) {wrong}"]
     found = database.execute(f"SELECT {', '.join(parts)} FROM {read.sql}").fetchall()[0]
@@ -330,7 +330,7 @@ def _write(
     counted = {name: one.count for name, one in table.columns.items() if one.count is not None}
     several = [f"count(*) FILTER (WHERE {count(read.types)} > 1)" for count in counted.values()]
     total, *numbers = database.execute(f"SELECT {', '.join(['count(*)', *several])} FROM {read.sql}").fetchall()[0]
-    with store.making(f"raw/{table.name}", f"file={work[:16]}", work) as made:
+    with store.new_partition(f"raw/{table.name}", f"file={work[:16]}", work) as made:
         write_query(database, query, made)
         left_out = total - (made.written[FILE].rows or 0)
         if kept:
@@ -352,15 +352,15 @@ def typed_rows(database: duckdb.DuckDBPyConnection, table: RawTable, read: Relat
     return f"SELECT * FROM (SELECT {values} FROM {read.sql}) WHERE {kept}"
 
 
-def write_query(database: duckdb.DuckDBPyConnection, query: str, made: Making) -> None:
+def write_query(database: duckdb.DuckDBPyConnection, query: str, made: NewPartition) -> None:
     """Write a query's rows into a partition's single file."""
     write_batches(database.sql(query).to_arrow_reader(BATCH_ROWS), made)
 
 
-def write_batches(rows: pa.RecordBatchReader, made: Making) -> None:
+def write_batches(rows: pa.RecordBatchReader, made: NewPartition) -> None:
     """Write rows into a partition's single file."""
     made.schema = rows.schema
-    with made.writing(FILE) as writer:
+    with made.open_writer(FILE) as writer:
         for batch in rows:
             writer.write(pa.Table.from_batches([batch]))
 

@@ -17,14 +17,14 @@ class LateLabels:
 
     Args of the constructor:
         engine: that has these tables. config: the log's. inputs: the files that rows are made from.
-        say: prints how many labels were found, and how many rows of their tables have no event.
+        log: prints how many labels were found, and how many rows of their tables have no event.
     """
 
-    def __init__(self, engine: Engine, config: LogConfig, inputs: LogInputs, say: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine, config: LogConfig, inputs: LogInputs, log: Callable[[str], None]) -> None:
         self.engine = engine
         self.config = config
         self.inputs = inputs
-        self.say = say
+        self.log = log
 
     def make(self, state: State | None, first: date, until: datetime) -> None:
         """Create `late_<n>` for each task with a label table: the table's first row at or after each impression.
@@ -41,11 +41,11 @@ class LateLabels:
             self.engine.table(late, self._firsts(by))
             is_within = f"happened < event_time + {interval(within_days)}"
             (found,) = self.engine.row(f"SELECT count(*) FROM {late} WHERE {is_within}")
-            self.say(f"prepare: {found:,} impressions have a row of {task.table} within {within_days:g} days ({name})")
+            self.log(f"prepare: {found:,} impressions have a row of {task.table} within {within_days:g} days ({name})")
             early, lost = self._without_event(by, until)
             if early or lost:
                 since = f" since {state.day}" if state is not None else ""
-                self.say(
+                self.log(
                     f"prepare: {task.table}: {early:,} rows lie before their event and {lost:,} match no event{since}"
                     f" ({name}); they count for nothing"
                 )

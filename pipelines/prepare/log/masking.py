@@ -108,9 +108,10 @@ def require_one_key(store: Store, masking: Masking | None, mask_items: bool) -> 
         found = parse_json(read_bytes(record), str(record)) if is_there(record) else None
         if found != own:
             raise ConfigError(
-                f"{WHERE}: {store.path}: holds {_said(found)}; the configuration says {_said(own)}. These are two id"
-                " spaces: configure what the store holds, or begin anew under another run.name, from the raw"
-                " files that are still there, and delete this store once nothing reads it"
+                f"{WHERE}: {store.path}: holds {_describe_record(found)}; the configuration says"
+                f" {_describe_record(own)}. These are two id spaces: configure what the store holds, or begin anew"
+                " under another run.name, from the raw files that are still there, and delete this store once nothing"
+                " reads it"
             )
     elif own is not None:
         write_whole(record, json.dumps(own).encode())
@@ -118,7 +119,7 @@ def require_one_key(store: Store, masking: Masking | None, mask_items: bool) -> 
         remove_file(record)  # from a run that ended before it wrote an id
 
 
-def _said(record: dict[str, object] | None) -> str:
+def _describe_record(record: dict[str, object] | None) -> str:
     if record is None:
         return "ids that are not masked"
     items = "masked" if record.get("items") else "not masked"

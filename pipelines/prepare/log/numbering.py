@@ -78,7 +78,7 @@ class Numbering:
                 f"prepare.as_of: the log until {end} has {new:,} {self.entity}s that were numbered when it was read"
                 f" until {date.fromordinal(later.facts['end'])}; an earlier snapshot needs a run.name of its own"
             )
-        with self.store.making(self.table, part_slice(number), self._key(number)) as made:
+        with self.store.new_partition(self.table, part_slice(number), self._key(number)) as made:
             write_query(database, self._rows(first), made)
             made.numbers |= {"first": first, "new": new, "end": end.toordinal()}
 
@@ -166,7 +166,7 @@ def files_of(store: Store, parts: Sequence[RawPart]) -> list[Path]:
     return [store.file(part.entry) for part in parts]
 
 
-def made_once(
+def create_once(
     store: Store, database: duckdb.DuckDBPyConnection, name: str, settings: Mapping[str, object], query: str
 ) -> Path:
     """Return the file of a list (a vocabulary) that is made once, from the rows at that time, and then kept.
@@ -177,6 +177,6 @@ def made_once(
     """
     table, part, work = "raw/vocabularies", part_slice(0), digest({"list": name, **settings})
     if store.find(f"{table}/{name}", part, work) is None:
-        with store.making(f"{table}/{name}", part, work) as made:
+        with store.new_partition(f"{table}/{name}", part, work) as made:
             write_query(database, query, made)
     return store.file(store.entry(f"{table}/{name}", part, work))

@@ -35,7 +35,7 @@ FAR_DATES = 31
 
 
 @dataclass(frozen=True)
-class Opened:
+class LogContent:
     """Content of the log, as found by rank 0.
 
     Attributes:
@@ -62,18 +62,18 @@ class LogSource:
 
     Args of the constructor:
         config: the log's. store: of partitions. opened: the log's content. as_of: the snapshot's end.
-        say: prints what people should know about the rows.
+        log: prints what people should know about the rows.
     """
 
     def __init__(
-        self, config: LogConfig, store: Store, opened: Opened, as_of: datetime | None, say: Callable[[str], None]
+        self, config: LogConfig, store: Store, opened: LogContent, as_of: datetime | None, log: Callable[[str], None]
     ) -> None:
         self._config = config
         self._store = store
         self._opened = opened
-        self._say = say
+        self._log = log
         self._end = as_of or datetime.combine(opened.end, time())
-        self.spec = self._described()
+        self.spec = self._describe()
 
     def parts(self, entity: Entity) -> list[Part]:
         """Return the parts of the items or users."""
@@ -94,20 +94,20 @@ class LogSource:
             {"log": self._chain[day], "settings": self._row_settings}, self._config.followup_days, day, self._end
         )
         tasks = {name: plain(task) for name, task in self._config.tasks.items()}
-        return {**keys, "labels": digest({"labels": keys["labels"], "late": self._late(day), "tasks": tasks})}
+        return {**keys, "labels": digest({"labels": keys["labels"], "late": self._late_labels(day), "tasks": tasks})}
 
     def rows(self, days: Sequence[date]) -> Iterator[tuple[date, Iterator[pa.Table]]]:
         """Yield some of the dates, each with its joined impressions in chunks."""
         for dates in _runs(days, self.days()):
             with open_engine(self._config.engine, self._store.path.parent) as engine:
                 state = self._state(dates[0])
-                made = DatedRows(engine, self._config, self._inputs, state, self._say)
+                made = DatedRows(engine, self._config, self._inputs, state, self._log)
                 for day, tables in itertools.groupby(made.rows(dates), key=lambda found: found[0]):
-                    yield day, (self._conformed(table) for _, table in tables)
+                    yield day, (self._conform(table) for _, table in tables)
                 if dates[-1] == self.days()[-1]:
-                    self._keep_state(engine, made, dates[-1])
+                    self._store_state(engine, made, dates[-1])
 
-    def _conformed(self, rows: pa.Table) -> pa.Table:
+    def _conform(self, rows: pa.Table) -> pa.Table:
         schema = flat_schema(self.spec)
         return rows.select(schema.names).cast(schema)
 
@@ -132,7 +132,7 @@ class LogSource:
             "numbers": [self._opened.items.numbering.settings, self._opened.users.numbering.settings],
         }
 
-    def _late(self, day: date) -> list[Any]:
+    def _late_labels(self, day: date) -> list[Any]:
         """Return the identity of the label tables' rows that may count for a date."""
         found: list[Any] = []
         for task in self._config.tasks.values():
@@ -162,7 +162,7 @@ class LogSource:
             since=opened.since,
         )
 
-    def _since(self, day: date) -> date:
+    def _state_cutoff(self, day: date) -> date:
         """Return the latest date whose state suffices for the rows of a date."""
         look_back = max(float(self._config.count_days), self._config.delay_minutes / 1440)
         return day - timedelta(days=ceil(look_back))
@@ -173,19 +173,19 @@ class LogSource:
         If retention removed rows and no such state is stored, return the oldest stored state, if any: recent counts
         then lack the removed rows. Without any state, histories and all counts lack them.
         """
-        days, latest = self.days(), self._since(first)
+        days, latest = self.days(), self._state_cutoff(first)
         for day in reversed(days):
-            if day <= latest and (found := self._kept(day)) is not None:
+            if day <= latest and (found := self._find_state(day)) is not None:
                 return found
         if self._opened.since == date.min or days[0] == next(iter(self._chain)):
             return None
-        found = next((one for day in days if day <= first and (one := self._kept(day)) is not None), None)
+        found = next((one for day in days if day <= first and (one := self._find_state(day)) is not None), None)
         what = "histories and counts" if found is None else f"counts of the last {self._config.count_days} days"
         begins = self._opened.since if found is None else found.day
-        self._say(f"prepare: dates from {first} on: {what} begin on {begins}, as earlier rows are no longer kept")
+        self._log(f"prepare: dates from {first} on: {what} begin on {begins}, as earlier rows are no longer kept")
         return found
 
-    def _kept(self, day: date) -> State | None:
+    def _find_state(self, day: date) -> State | None:
         key, files = self._state_key(day), {}
         for name in (*counted(self._inputs), "history"):
             part = self._store.find(f"raw/state_{name}", date_slice(day), key)
@@ -206,22 +206,26 @@ class LogSource:
     def _code(self) -> str:
         return code_digest(CODE)
 
-    def _keep_state(self, engine: Engine, made: DatedRows, last: date) -> None:
+    def _store_state(self, engine: Engine, made: DatedRows, last: date) -> None:
         """Store the state that the next date's run needs: it remakes labels that have matured by then."""
         followup = max([0.0, *self._config.followup_days.values()])
-        wanted = self._since(last + timedelta(days=1) - timedelta(days=ceil(followup)))
+        wanted = self._state_cutoff(last + timedelta(days=1) - timedelta(days=ceil(followup)))
         days = [day for day in self.days() if day <= wanted]
-        if not days or (made.state is not None and days[-1] <= made.state.day) or self._kept(days[-1]) is not None:
+        if (
+            not days
+            or (made.state is not None and days[-1] <= made.state.day)
+            or self._find_state(days[-1]) is not None
+        ):
             return
         day = days[-1]
 
         def write(name: str, query: str) -> None:
-            with self._store.making(f"raw/state_{name}", date_slice(day), self._state_key(day)) as making:
+            with self._store.new_partition(f"raw/state_{name}", date_slice(day), self._state_key(day)) as making:
                 write_batches(engine.batches(query), making)
 
         made.save(day, write)
 
-    def _described(self) -> DatasetSpec:
+    def _describe(self) -> DatasetSpec:
         config, opened = self._config, self._opened
         train, test = split_dates(config, self.days(), self._end)
         counts = {name: count_columns(name, config.count_days) for name in counted(self._inputs)}
@@ -251,8 +255,8 @@ class LogSource:
 
     def _origin(self) -> str:
         drawn = self._config.negatives
-        said = f"a log of one's own: {', '.join(self._config.events.path)}"
-        return f"{said}; {drawn} items drawn for each event as impressions with labels 0" if drawn else said
+        origin = f"a log of one's own: {', '.join(self._config.events.path)}"
+        return f"{origin}; {drawn} items drawn for each event as impressions with labels 0" if drawn else origin
 
 
 def split_dates(config: LogConfig, days: Sequence[date], end: datetime) -> tuple[tuple[date, date], tuple[date, date]]:

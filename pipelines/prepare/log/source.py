@@ -12,7 +12,7 @@ import duckdb
 from sidestack.infra.config import digest, plain
 from sidestack.infra.distributed import broadcast, raise_on_all_ranks
 from sidestack.infra.errors import ConfigError, DataError
-from sidestack.infra.remote.urls import place
+from sidestack.infra.remote.urls import local_path
 from sidestack.infra.sql import file_list, literal, quoted
 from sidestack.infra.stage import StageRun
 from sidestack.infra.store import Store
@@ -22,7 +22,7 @@ from sidestack.pipelines.prepare.log.config import ContentFiles, LogConfig
 from sidestack.pipelines.prepare.log.content import (
     TEXT_EMBEDDING,
     Content,
-    Kept,
+    VocabularyRule,
     distinct_texts,
     embedding_dims,
     entity_columns,
@@ -33,9 +33,9 @@ from sidestack.pipelines.prepare.log.engine import require_engine
 from sidestack.pipelines.prepare.log.files import EVENTS, ITEMS, USERS, paths_of, raw_files
 from sidestack.pipelines.prepare.log.ingest import RawPart, ingest, repairs, table_settings
 from sidestack.pipelines.prepare.log.masking import masking_of, require_one_key
-from sidestack.pipelines.prepare.log.numbering import Numbering, files_of, made_once
+from sidestack.pipelines.prepare.log.numbering import Numbering, create_once, files_of
 from sidestack.pipelines.prepare.log.on_duckdb import database
-from sidestack.pipelines.prepare.log.opened import LogSource, Opened
+from sidestack.pipelines.prepare.log.opened import LogContent, LogSource
 from sidestack.pipelines.prepare.log.retention import RETAINED_SINCE, Retention, Totals, carried_totals
 from sidestack.pipelines.prepare.text import embed_texts, embedding_dim
 
@@ -45,7 +45,7 @@ class Log(LogConfig):
 
     def paths(self) -> Sequence[Path]:
         """Return the paths of all tables' files, which may be globs."""
-        return [place(path) for paths in paths_of(self).values() for path in paths]
+        return [local_path(path) for paths in paths_of(self).values() for path in paths]
 
     def open(self, run: StageRun[Prepare]) -> LogSource:
         """Ingest new raw files, number new ids, and open the log. Every rank must call it; rank 0 reads.
@@ -58,14 +58,14 @@ class Log(LogConfig):
         world = run.world.committing
         store = Store(run.out.parent / STORE)
         with raise_on_all_ranks(world, "reading the raw log"):
-            opened = _opened(run, self, store) if world.is_main else None
+            opened = _read_log(run, self, store) if world.is_main else None
         found = broadcast(world, opened)
         assert found is not None
         if self.items is not None and self.items.text:
             found = replace(found, items=_with_texts(run, self, found.items))
         if found.since > date.min:
             run.facts[RETAINED_SINCE] = found.since.isoformat()
-        return LogSource(self, store, found, as_time(run.config.as_of), run.log.say)
+        return LogSource(self, store, found, as_time(run.config.as_of), run.log.info)
 
     def data_identity(self, prepare: Prepare) -> str:
         """Return a digest of the raw files of each table, and of the masking key if there is one."""
@@ -78,7 +78,7 @@ class Log(LogConfig):
         return self.model_dump(mode="json", exclude={"engine"})
 
 
-def _opened(run: StageRun[Prepare], config: LogConfig, store: Store) -> Opened:
+def _read_log(run: StageRun[Prepare], config: LogConfig, store: Store) -> LogContent:
     config.require_filesystem(store.path)
     files = raw_files(config, run.config.ledger)
     masking = masking_of(config.privacy)
@@ -102,9 +102,9 @@ def _opened(run: StageRun[Prepare], config: LogConfig, store: Store) -> Opened:
         items = _content(connection, store, config, "item", parts.get(ITEMS, ()), events, end)
         users = _content(connection, store, config, "user", parts.get(USERS, ()), events, end)
         lists = _event_lists(connection, store, config, events, end)
-        for told in repairs(parts):
-            run.log.say(f"prepare: {told}")
-    return Opened(events, labels, items, users, *lists, end, totals, since)
+        for repair in repairs(parts):
+            run.log.info(f"prepare: {repair}")
+    return LogContent(events, labels, items, users, *lists, end, totals, since)
 
 
 def _totals(events: Sequence[RawPart]) -> Totals:
@@ -134,13 +134,13 @@ def _content(
     if files is None:
         return Content(numbering, parts, None)
     values = vocabularies(
-        numbering, parts[0], files, _kept_values(config), _rows_before(store, events, end), connection
+        numbering, parts[0], files, _vocabulary_rule(config), _rows_before(store, events, end), connection
     )
     return Content(numbering, parts, files, values, embedding_dims(numbering, parts, files, connection))
 
 
-def _kept_values(config: LogConfig) -> Kept:
-    return Kept(config.vocabulary, config.privacy.min_users)
+def _vocabulary_rule(config: LogConfig) -> VocabularyRule:
+    return VocabularyRule(config.vocabulary, config.privacy.min_users)
 
 
 def _rows_before(store: Store, events: Sequence[RawPart], end: date) -> str:
@@ -153,19 +153,19 @@ def _event_lists(
     connection: duckdb.DuckDBPyConnection, store: Store, config: LogConfig, events: Sequence[RawPart], end: date
 ) -> tuple[dict[str, Path], dict[str, int], dict[str, list[float]]]:
     """Return vocabularies, their sizes, and quantile edges; made from the events the first time, then kept."""
-    source, kept = _rows_before(store, events, end), _kept_values(config)
+    source, kept = _rows_before(store, events, end), _vocabulary_rule(config)
     settings = {"events": plain(config.events)}
     values, sizes, edges = {}, {}, {}
     for name in config.events.categoricals:
         seen = f"SELECT {quoted(f'value:{name}')} AS value, user_key AS user FROM {source}"
         query = kept.query(source, f"value:{name}", seen)
-        values[name] = made_once(store, connection, f"event.{name}", {**settings, **kept.settings}, query)
+        values[name] = create_once(store, connection, f"event.{name}", {**settings, **kept.settings}, query)
         sizes[name] = len(read_values(connection, values[name])) + 1
     for name, buckets in config.events.quantiles.items():
-        shares = [place / buckets for place in range(1, buckets)]
+        shares = [number / buckets for number in range(1, buckets)]
         column = quoted(f"number:{name}")
         query = f"SELECT DISTINCT unnest(quantile_disc({column}, {shares})) AS edge FROM {source} ORDER BY edge"
-        file = made_once(store, connection, f"quantiles.{name}", {**settings, "most": kept.most}, query)
+        file = create_once(store, connection, f"quantiles.{name}", {**settings, "most": kept.most}, query)
         rows = connection.execute(f"SELECT edge FROM read_parquet({literal(str(file))}) ORDER BY edge").fetchall()
         edges[name] = [float(edge) for (edge,) in rows if edge is not None]
     return values, sizes, edges

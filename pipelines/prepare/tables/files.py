@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from sidestack.infra.errors import DataError
-from sidestack.infra.identity import Ledger
+from sidestack.infra.identity import IdentityCache
 from sidestack.infra.partitions import slice_date
 from sidestack.infra.snapshot import CONTENT
 from sidestack.infra.tables import Entity
@@ -55,7 +55,7 @@ def log_files(config: TablesConfig, as_of: date | None, ledger: Path) -> LogFile
     for day in sorted(labels.keys() - events.keys()):
         raise DataError(f"{config.path}/labels/date={day}: there are no events of this date")
     found = LogFiles(content, events, labels)
-    identity = Ledger(ledger).identities(found.all(), config.identify)
+    identity = IdentityCache(ledger).identities(found.all(), config.identify)
     return LogFiles(content, events, labels, identity)
 
 

@@ -141,7 +141,7 @@ class TablesLog:
             if REQUEST_ID in chunk.column_names:
                 yield chunk
                 continue
-            ids_N, number = _numbered(chunk, day, number, kind)
+            ids_N, number = _number_requests(chunk, day, number, kind)
             yield chunk.append_column(REQUEST_ID, pa.array(ids_N))
 
     def _checked(self, day: date) -> Iterator[tuple[pa.Table, RowGroup]]:
@@ -187,7 +187,7 @@ class TablesLog:
                     raise DataError(f"{group}: has more rows than the labels of {day}: they must be row-aligned")
                 for name in self.spec.tasks:
                     rows = rows.append_column(name, own[name].combine_chunks())
-            yield self._matured(rows)
+            yield self._mask_immature(rows)
         if labels is not None and labels.num_rows > start:
             raise DataError(
                 f"{self._config.path}/labels/date={day}: holds {labels.num_rows} rows for {start} events: they must be"
@@ -203,7 +203,7 @@ class TablesLog:
             parts.append(rows.cast(schema))
         return pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
 
-    def _matured(self, rows: pa.Table) -> pa.Table:
+    def _mask_immature(self, rows: pa.Table) -> pa.Table:
         """Return the rows with labels set to null if their follow-up is not over at the snapshot's end."""
         if self._end is None:
             return rows
@@ -224,7 +224,7 @@ def _by_user_and_time(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield rows.take(pa.array(np.lexsort((users_N, times_N))))
 
 
-def _numbered(chunk: pa.Table, day: date, number: int, kind: str | None) -> tuple[npt.NDArray[np.int64], int]:
+def _number_requests(chunk: pa.Table, day: date, number: int, kind: str | None) -> tuple[npt.NDArray[np.int64], int]:
     """Number the requests of a chunk from `number` on; return the ids and the next number."""
     starts_R = np.arange(chunk.num_rows)
     if kind == "user_time":

@@ -39,11 +39,11 @@ def tables_spec(config: TablesConfig, files: LogFiles) -> DatasetSpec:
         ConfigError: it is not a valid DatasetSpec, or a setting names an unknown task.
     """
     where = config.path / SPEC_FILE
-    said = parse(TablesSpec, read_json(where), str(where))
-    if not said.tasks:
+    given = parse(TablesSpec, read_json(where), str(where))
+    if not given.tasks:
         raise ConfigError(f"{where}: tasks: must name at least one, as the label columns of events are named after it")
-    _require_columns(config, files, said)
-    values = said.model_dump()
+    _require_columns(config, files, given)
+    values = given.model_dump()
     values["followup_days"] |= config.followup_days
     for entity, table in CONTENT.items():
         rows = _num_ids(files.content[entity], f"{entity}_id")
@@ -53,8 +53,8 @@ def tables_spec(config: TablesConfig, files: LogFiles) -> DatasetSpec:
             )
         values[f"num_{table}"] = rows
     for task in config.followup_days:
-        if task not in said.tasks:
-            raise ConfigError(f"prepare.source.followup_days.{task}: is no task; tasks are {', '.join(said.tasks)}")
+        if task not in given.tasks:
+            raise ConfigError(f"prepare.source.followup_days.{task}: is no task; tasks are {', '.join(given.tasks)}")
     if config.test_days is not None:
         values |= _newest(sorted(files.events), config)
     return parse(DatasetSpec, values, str(where))

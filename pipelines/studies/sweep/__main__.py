@@ -12,11 +12,11 @@ from sidestack.infra.config import parse, plain
 from sidestack.infra.manifest import is_committed
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.graph import stages
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.report.comparison import Comparison
 from sidestack.pipelines.report.units import percent, percent_interval
 from sidestack.pipelines.report.verdict import verdict_between
-from sidestack.pipelines.run import command_line, exit_status, near, run_stages
+from sidestack.pipelines.run import command_line, exit_status, relative_to_cwd, run_stages
 from sidestack.pipelines.studies.sweep.choose import CHOSEN_FILE, PICTURE_FILE, RESULT_FILE, TABLE_FILE
 from sidestack.pipelines.studies.sweep.grid import LEVELS, Budget
 from sidestack.pipelines.studies.sweep.plan import CHOSEN, SIDE, parity_overrides, sweep_stages
@@ -32,12 +32,12 @@ def sweep(config_file: Path, overrides: Sequence[str], budget: Budget) -> Path:
 
     Raises:
         SidestackError: see `pipelines.run.run_pipeline`; or the budget allows no setting.
-        Stopped: a signal came.
+        StopSignal: a signal came.
     """
     values, config = read_config(config_file, overrides)
     plan = sweep_stages(config, budget)
     encoders = [stage for stage in plan if stage.name == "encoder"]
-    say("sweep", f"{len(encoders)} settings of up to {budget.bits:g} bits")
+    log_line("sweep", f"{len(encoders)} settings of up to {budget.bits:g} bits")
     return run_stages(plan, config.run, values, {**plain(config), "sweep": plain(budget)}, "sweep")
 
 
@@ -48,7 +48,7 @@ def check_parity(config_file: Path, overrides: Sequence[str], found: SweepResult
         the comparison's committed directory; None if the two settings are equal.
 
     Raises:
-        SidestackError, Stopped: see `sweep`.
+        SidestackError, StopSignal: see `sweep`.
     """
     chosen = found.chosen.setting
     if chosen == found.own:
@@ -78,7 +78,7 @@ def parity_text(comparison: Comparison) -> str:
 def _tell(found: Path) -> None:
     print((found / TABLE_FILE).read_text(encoding="utf-8"))
     for what, file in (("heat map", PICTURE_FILE), ("chosen", CHOSEN_FILE), ("all", RESULT_FILE)):
-        print(f"{what:<9}{near(found / file)}")
+        print(f"{what:<9}{relative_to_cwd(found / file)}")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -95,7 +95,7 @@ def _run(arguments: argparse.Namespace) -> None:
     assert is_committed(compared)
     print(f"\n{(compared / 'table.txt').read_text(encoding='utf-8')}")
     print(parity_text(Comparison.read(compared)))
-    print(f"report   {near(compared / 'report.html')}", flush=True)
+    print(f"report   {relative_to_cwd(compared / 'report.html')}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

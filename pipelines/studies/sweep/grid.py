@@ -103,13 +103,13 @@ def knobs_of(config: EncoderConfig) -> Knobs:
 
 
 def quantizer_of(base: Q, setting: Setting) -> Q:
-    """Return the quantizer of a setting: the base's, with the three parameters changed (see `QuantizerConfig.turned`).
+    """Return the quantizer of a setting: the base's, with the three changed (see `QuantizerConfig.with_knobs`).
 
     Raises:
         ConfigError: a parameter is out of the quantizer's range.
     """
     knobs = Knobs(setting.levels, setting.depth, setting.groups)
-    return parse(type(base), base.turned(knobs), f"sweep: {setting.name}")
+    return parse(type(base), base.with_knobs(knobs), f"sweep: {setting.name}")
 
 
 def setting_of(knobs: Knobs) -> Setting:

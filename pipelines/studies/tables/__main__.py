@@ -14,9 +14,9 @@ from sidestack.infra.remote.copies import put
 from sidestack.pipelines.config import WITHOUT_BASELINE, PipelineConfig, read_config
 from sidestack.pipelines.execution import run_dir
 from sidestack.pipelines.graph import stages
-from sidestack.pipelines.job_log import say
+from sidestack.pipelines.job_log import log_line
 from sidestack.pipelines.report.comparison import Comparison
-from sidestack.pipelines.run import command_line, exit_status, near, run_stages
+from sidestack.pipelines.run import command_line, exit_status, relative_to_cwd, run_stages
 from sidestack.pipelines.studies.tables.page import as_page, as_text
 
 PAGE_FILE = "tables.md"
@@ -33,7 +33,7 @@ def make_tables(config_file: Path, overrides: Sequence[str], only: Sequence[str]
         the page.
 
     Raises:
-        ConfigError: the file has no such table. SidestackError, Stopped: see `pipelines.run.run_pipeline`.
+        ConfigError: the file has no such table. SidestackError, StopSignal: see `pipelines.run.run_pipeline`.
     """
     _, config = read_config(config_file, overrides)
     for name in only:
@@ -54,7 +54,7 @@ def make_tables(config_file: Path, overrides: Sequence[str], only: Sequence[str]
 
 def _compared(config_file: Path, overrides: Sequence[str], config: PipelineConfig, name: str) -> Path:
     table = config.tables[name]
-    say("tables", f"{name}: {table.title}")
+    log_line("tables", f"{name}: {table.title}")
     chosen = [f"run.arms={json.dumps(list(table.arms))}", f"compare.reference={table.reference}", WITHOUT_BASELINE]
     values, of_table = read_config(config_file, [*overrides, *chosen])
     return run_stages(stages(of_table), of_table.run, values, plain(of_table), name)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="TABLE", help="which of its tables; default: all")
     arguments = parser.parse_args(argv)
     with exit_status():
-        print(f"page  {near(make_tables(arguments.config, arguments.set, arguments.only))}", flush=True)
+        print(f"page  {relative_to_cwd(make_tables(arguments.config, arguments.set, arguments.only))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from sidestack.infra.config import plain, to_yaml
 from sidestack.infra.remote.copies import put
 from sidestack.pipelines.config import read_config
 from sidestack.pipelines.execution import run_dir
-from sidestack.pipelines.run import command_line, exit_status, near, run_pipeline, run_stages, tell_result
+from sidestack.pipelines.run import command_line, exit_status, print_result, relative_to_cwd, run_pipeline, run_stages
 from sidestack.pipelines.studies.tune.choose import RESULT_FILE, TABLE_FILE, Tuned
 from sidestack.pipelines.studies.tune.plan import Left, rungs, tune_stages, tuned_values
 
@@ -26,7 +26,7 @@ def tune(config_file: Path, overrides: Sequence[str]) -> tuple[Path, Path]:
         the committed directory of the choice, and the written file.
 
     Raises:
-        SidestackError, Stopped: see `pipelines.run.run_pipeline`.
+        SidestackError, StopSignal: see `pipelines.run.run_pipeline`.
     """
     values, config = read_config(config_file, overrides)
     later: list[Left] = []
@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_status():
         found, tuned = tune(arguments.config, arguments.set)
         print((found / TABLE_FILE).read_text(encoding="utf-8"))
-        print(f"trials  {near(found / RESULT_FILE)}")
-        print(f"run it  make run CONFIG={near(tuned)}", flush=True)
+        print(f"trials  {relative_to_cwd(found / RESULT_FILE)}")
+        print(f"run it  make run CONFIG={relative_to_cwd(tuned)}", flush=True)
         if arguments.run:
-            tell_result(run_pipeline(tuned))
+            print_result(run_pipeline(tuned))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidestack.encoder.quantizers.residual import nearest_paths, spread_over_groups, take_words
+from sidestack.encoder.quantizers.residual import nearest_paths, spread_over_groups, take_codewords
 
 
 def random_words(depth: int, groups: int, codes: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -20,7 +20,7 @@ def random_words(depth: int, groups: int, codes: int, width: int, seed: int = 0)
 def error_of(x_BPM: Tensor, words_DPRM: Tensor, digits_BN: Tensor) -> Tensor:
     """Squared distance to the sum of codewords, [B]."""
     layers = digits_BN.split(words_DPRM.shape[1], dim=1)
-    h_hat_BPM = sum(take_words(words_PRM, digits) for words_PRM, digits in zip(words_DPRM, layers, strict=True))
+    h_hat_BPM = sum(take_codewords(words_PRM, digits) for words_PRM, digits in zip(words_DPRM, layers, strict=True))
     return (x_BPM - h_hat_BPM).square().sum((1, 2))
 
 

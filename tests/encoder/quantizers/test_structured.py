@@ -108,7 +108,7 @@ def test_deeper_layers_refine() -> None:
     quantizer.start(h_BH, torch.Generator().manual_seed(1))
     errors, residual_BPM = [], quantizer._blocks(h_BH)
     for depth in range(12):
-        residual_BPM = quantizer._left_over(residual_BPM, depth)
+        residual_BPM = quantizer._next_residual(residual_BPM, depth)
         errors.append(float(residual_BPM.square().mean()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.15 * float(h_BH.var())

@@ -11,7 +11,7 @@ import pytest
 
 from sidestack.infra import lease
 from sidestack.infra.checkpoint import Checkpoint, Checkpoints
-from sidestack.infra.commit import commit_alone, committing, refuse_taken
+from sidestack.infra.commit import commit_alone, committing, require_free
 from sidestack.infra.config import Config
 from sidestack.infra.distributed import ALONE, World
 from sidestack.infra.errors import AlreadyCommittedError, CommitError, RemoteError
@@ -28,7 +28,7 @@ from sidestack.infra.manifest import (
     verify_file,
 )
 from sidestack.infra.remote import trees
-from sidestack.infra.remote.urls import mirror, place
+from sidestack.infra.remote.urls import local_path, mirror
 from sidestack.infra.serve import model_folder
 from sidestack.infra.served import CODE_FOLDER
 from tests.distributed import RankFailure, run_distributed
@@ -49,7 +49,7 @@ def clear_mirror() -> None:
 
 
 def test_directory_is_committed_in_the_store_and_fetched_on_another_machine(bucket: Bucket, tmp_path: Path) -> None:
-    out = commit(place(f"{bucket.url}/runs/x"))
+    out = commit(local_path(f"{bucket.url}/runs/x"))
     keys = bucket.keys()
     (folder,) = {key.split("/")[2] for key in keys} - {MANIFEST}
     assert keys == sorted([f"runs/x/{MANIFEST}", f"runs/x/{folder}/more/b.txt", f"runs/x/{folder}/part.txt"])
@@ -63,12 +63,12 @@ def test_directory_is_committed_in_the_store_and_fetched_on_another_machine(buck
 
 
 def test_manifest_at_a_url_equals_that_of_a_local_directory(bucket: Bucket, tmp_path: Path) -> None:
-    at_url, local = read_manifest(commit(place(f"{bucket.url}/x"))), verify(commit(tmp_path / "x"))
+    at_url, local = read_manifest(commit(local_path(f"{bucket.url}/x"))), verify(commit(tmp_path / "x"))
     assert at_url.digest == local.digest and at_url.files == local.files
 
 
 def test_committed_url_is_not_overwritten(bucket: Bucket) -> None:
-    out = commit(place(f"{bucket.url}/x"))
+    out = commit(local_path(f"{bucket.url}/x"))
     clear_mirror()
     with pytest.raises(AlreadyCommittedError, match=f"{bucket.url}/x: is committed already"):
         commit(out, "others")
@@ -78,20 +78,20 @@ def test_committed_url_is_not_overwritten(bucket: Bucket) -> None:
 def test_url_with_foreign_objects_is_refused_and_unchanged(bucket: Bucket) -> None:
     bucket.put("x/somebody.txt", b"else")
     with pytest.raises(CommitError, match=f"not ours, {bucket.url}/x/somebody.txt"):
-        refuse_taken(place(f"{bucket.url}/x"))
-    commit(place(f"{bucket.url}/x/below"))
+        require_free(local_path(f"{bucket.url}/x"))
+    commit(local_path(f"{bucket.url}/x/below"))
     assert bucket.get("x/somebody.txt") == b"else"
 
 
 def test_whole_bucket_is_refused_as_output(bucket: Bucket) -> None:
-    assert not is_committed(place(bucket.url))
+    assert not is_committed(local_path(bucket.url))
     with pytest.raises(RemoteError, match=f"{bucket.url}: is a whole bucket; name a folder in it"):
-        commit(place(bucket.url))
+        commit(local_path(bucket.url))
     assert bucket.keys() == []
 
 
 def test_only_one_of_two_writers_commits(bucket: Bucket) -> None:
-    out, ready, ends = place(f"{bucket.url}/x"), threading.Barrier(2), []
+    out, ready, ends = local_path(f"{bucket.url}/x"), threading.Barrier(2), []
 
     def write(text: str) -> None:
         try:
@@ -116,7 +116,7 @@ def test_only_one_of_two_writers_commits(bucket: Bucket) -> None:
 def test_partial_upload_is_not_committed_and_the_next_writer_removes_it(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = place(f"{bucket.url}/x")
+    out = local_path(f"{bucket.url}/x")
     with monkeypatch.context() as patch:
         patch.setattr(trees, "commit", _killed)
         with pytest.raises(KeyboardInterrupt):
@@ -141,14 +141,14 @@ def test_failed_upload_commits_nothing_and_leaves_no_local_files(
         raise RemoteError("s3://…: no permission")
 
     monkeypatch.setattr(trees, "put_files", refuse)
-    out = place(f"{bucket.url}/x")
+    out = local_path(f"{bucket.url}/x")
     with pytest.raises(RemoteError, match="no permission"):
         commit(out)
     assert not is_committed(out) and not list(out.parent.iterdir())
 
 
 def test_altered_or_removed_object_in_the_store_is_found(bucket: Bucket) -> None:
-    out = commit(place(f"{bucket.url}/x"))
+    out = commit(local_path(f"{bucket.url}/x"))
     (key,) = [one for one in bucket.keys("x/") if one.endswith("part.txt")]
     require_whole(out)
     bucket.put(key, b"ROWS")
@@ -170,7 +170,7 @@ def test_altered_or_removed_object_in_the_store_is_found(bucket: Bucket) -> None
 
 
 def test_altered_or_outdated_copy_is_fetched_again(bucket: Bucket) -> None:
-    out = commit(place(f"{bucket.url}/x"))
+    out = commit(local_path(f"{bucket.url}/x"))
     (out / "part.txt").write_text("ROWS")
     assert fetched(out) == out and (out / "part.txt").read_text() == "rows"
     for key in bucket.keys("x/"):
@@ -185,7 +185,7 @@ def test_altered_or_outdated_copy_is_fetched_again(bucket: Bucket) -> None:
 
 
 def test_single_files_are_fetched_and_checked(bucket: Bucket) -> None:
-    out = commit(place(f"{bucket.url}/x"))
+    out = commit(local_path(f"{bucket.url}/x"))
     clear_mirror()
     fetch_files(out, "part.txt", "none.txt")
     assert (out / "part.txt").read_text() == "rows" and not (out / "more").exists() and not (out / MANIFEST).exists()
@@ -199,7 +199,7 @@ def test_single_files_are_fetched_and_checked(bucket: Bucket) -> None:
 
 
 def test_job_that_lost_its_lease_in_the_store_commits_nothing(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = place(f"{bucket.url}/runs/x")
+    out = local_path(f"{bucket.url}/runs/x")
     write_whole(lease.lease_file(out), json.dumps({"token": "mine"}).encode())
     assert lease.lease_of(out, "mine") == f"mine {bucket.url}/runs/x.job.json"
     monkeypatch.setenv(lease.VARIABLE, lease.lease_of(out, "mine"))
@@ -214,7 +214,7 @@ def test_job_that_lost_its_lease_in_the_store_commits_nothing(bucket: Bucket, mo
 
 
 def test_model_folder_inside_a_committed_url_is_found(bucket: Bucket) -> None:
-    out = place(f"{bucket.url}/runs/export/key")
+    out = local_path(f"{bucket.url}/runs/export/key")
     with commit_alone(out, stage="export") as staging:
         server = staging / "model" / CODE_FOLDER / "infra" / "scoring_app.py"
         server.parent.mkdir(parents=True)
@@ -231,7 +231,7 @@ class Work(Config):
 
 
 def checkpoints(bucket: Bucket) -> Checkpoints:
-    return Checkpoints(place(f"{bucket.url}/runs/x.checkpoint"), ALONE, "test", {}, Work(), keeps=2)
+    return Checkpoints(local_path(f"{bucket.url}/runs/x.checkpoint"), ALONE, "test", {}, Work(), keeps=2)
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -275,19 +275,19 @@ def on_own_node(world: World, folder: Path) -> World:
 
 def commit_on_two_nodes(world: World, url: str, folder: Path, names: list[str]) -> None:
     own = on_own_node(world, folder)
-    with committing(place(url), own, stage="test") as staging:
+    with committing(local_path(url), own, stage="test") as staging:
         (staging / names[world.rank]).write_text(f"rank {world.rank}")
 
 
 def test_nodes_without_a_shared_disk_upload_their_own_files(bucket: Bucket, tmp_path: Path) -> None:
     run_distributed(commit_on_two_nodes, f"{bucket.url}/x", tmp_path, ["a", "b"])
-    assert verify(place(f"{bucket.url}/x")).files.keys() == {"a", "b"}
-    assert (place(f"{bucket.url}/x") / "b").read_text() == "rank 1"
+    assert verify(local_path(f"{bucket.url}/x")).files.keys() == {"a", "b"}
+    assert (local_path(f"{bucket.url}/x") / "b").read_text() == "rank 1"
     assert not [path for path in tmp_path.glob("node-*/**/*") if path.is_file()]
 
 
 def test_same_file_from_two_nodes_is_refused_and_nothing_is_committed(bucket: Bucket, tmp_path: Path) -> None:
     with pytest.raises(RankFailure, match="was written by ranks on two nodes; give the nodes one folder"):
         run_distributed(commit_on_two_nodes, f"{bucket.url}/x", tmp_path, ["a", "a"])
-    assert not is_committed(place(f"{bucket.url}/x"))
+    assert not is_committed(local_path(f"{bucket.url}/x"))
     assert not [path for path in tmp_path.glob("node-*/**/*") if path.is_file()]

@@ -9,7 +9,7 @@ import pytest
 
 from sidestack.infra.errors import RemoteError
 from sidestack.infra.remote import objects
-from sidestack.infra.remote.objects import AwayError, Objects, objects_of
+from sidestack.infra.remote.objects import Objects, UnavailableError, objects_of
 from tests.object_store import SECRET, Bucket, free_port, refusing, use
 
 
@@ -121,7 +121,8 @@ def test_requests_are_repeated_while_a_known_store_is_unreachable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(objects, "_PAUSE_S", 0.01)
-    patience, answers = objects.Patience(), [AwayError("s3://b: away"), AwayError("s3://b: away"), b"content"]
+    retries = objects.Retries()
+    answers: list[object] = [UnavailableError("s3://b: away"), UnavailableError("s3://b: away"), b"content"]
 
     def ask() -> object:
         answer = answers.pop(0)
@@ -129,12 +130,12 @@ def test_requests_are_repeated_while_a_known_store_is_unreachable(
             raise answer
         return answer
 
-    with pytest.raises(AwayError):
-        patience.asking(ask)
-    assert patience.asking(lambda: b"first") == b"first"
-    assert patience.asking(ask) == b"content"
+    with pytest.raises(UnavailableError):
+        retries.call(ask)
+    assert retries.call(lambda: b"first") == b"first"
+    assert retries.call(ask) == b"content"
     assert capsys.readouterr().err == "warning: s3://b: away; it is asked again for up to 5 minutes\n"
-    monkeypatch.setattr(objects, "PATIENCE_S", 0.0)
-    answers[:] = [AwayError("s3://b: away")] * 3
-    with pytest.raises(AwayError):
-        patience.asking(ask)
+    monkeypatch.setattr(objects, "RETRY_S", 0.0)
+    answers[:] = [UnavailableError("s3://b: away")] * 3
+    with pytest.raises(UnavailableError):
+        retries.call(ask)

@@ -10,7 +10,16 @@ import pytest
 from sidestack.infra.config import Config, digest, parse, plain
 from sidestack.infra.errors import AddressError, ConfigError
 from sidestack.infra.remote.fields import LocalPath, Place, PlaceText
-from sidestack.infra.remote.urls import address, local, local_argument, mirror, path_argument, place, url_of, with_urls
+from sidestack.infra.remote.urls import (
+    address,
+    local_argument,
+    local_path,
+    mirror,
+    path_argument,
+    require_local,
+    url_of,
+    with_urls,
+)
 from tests.components.golden import ROOT
 
 
@@ -27,21 +36,21 @@ URLS = ["s3://bucket/a/b", "s3://bucket", "gs://b/date=2024-01-01/x.parquet", "h
 
 @pytest.mark.parametrize("url", URLS)
 def test_url_is_mapped_to_a_local_path_and_back(url: str) -> None:
-    path = place(url)
+    path = local_path(url)
     assert path.is_relative_to(mirror()) and address(path) == url_of(path) == url
     assert url_of(path / "x" / "y") == f"{url}/x/y"
     assert url_of(path / "x" / ".." / "y") == f"{url}/y"
     assert with_urls(f"{path}: is no file") == f"{url}: is no file"
-    assert place(path) == path and place(f"{url}/") == path
+    assert local_path(path) == path and local_path(f"{url}/") == path
 
 
 @pytest.mark.parametrize("text", ["runs", "/data/runs", "./a/../b", "a:b/c", "s3/bucket", "date=2024-01-01"])
 def test_local_paths_are_unchanged(text: str) -> None:
-    assert place(text) == Path(text) and url_of(text) is None and address(Path(text)) == str(Path(text))
+    assert local_path(text) == Path(text) and url_of(text) is None and address(Path(text)) == str(Path(text))
 
 
 def test_file_urls_are_local_paths() -> None:
-    assert place("file:///data/runs") == local("file:///data/runs") == Path("/data/runs")
+    assert local_path("file:///data/runs") == require_local("file:///data/runs") == Path("/data/runs")
 
 
 @pytest.mark.parametrize(
@@ -66,13 +75,13 @@ def test_file_urls_are_local_paths() -> None:
 )
 def test_invalid_url_is_refused_without_printing_its_password(text: str, rule: str) -> None:
     with pytest.raises(AddressError, match=rule) as caught:
-        place(text)
+        local_path(text)
     assert "hidden" not in str(caught.value)
 
 
 def test_url_is_refused_when_a_path_must_be_local() -> None:
     with pytest.raises(AddressError, match="'s3://b/x': must be a path on this machine"):
-        local("s3://b/x")
+        require_local("s3://b/x")
     with pytest.raises(argparse.ArgumentTypeError, match="must be a path on this machine"):
         local_argument("s3://b/x")
     with pytest.raises(argparse.ArgumentTypeError, match="two slashes"):
@@ -87,7 +96,7 @@ class Settings(Config):
 
 def test_settings_hold_paths_and_are_written_as_urls(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = parse(Settings, {"runs": "s3://b/runs", "files": ["s3://b/*.csv"]}, "test")
-    assert settings.runs == place("s3://b/runs")
+    assert settings.runs == local_path("s3://b/runs")
     assert plain(settings) == {"runs": "s3://b/runs", "key": "key", "files": ["s3://b/*.csv"]}
     monkeypatch.setenv("SIDESTACK_MIRROR", str(here / "another"))
     assert digest(parse(Settings, plain(settings), "test")) == digest({**plain(settings)})

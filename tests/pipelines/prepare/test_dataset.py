@@ -7,7 +7,7 @@ import pytest
 
 from sidestack.infra.distributed import ALONE
 from sidestack.pipelines.prepare.contract import label_keys
-from sidestack.pipelines.prepare.dataset import share
+from sidestack.pipelines.prepare.dataset import days_of_rank
 
 DAY = date(2024, 1, 10)
 FOLLOWUP = {"conversion": 3.0}
@@ -43,6 +43,6 @@ def test_events_and_requests_do_not_depend_on_the_end(end: datetime | None) -> N
 @pytest.mark.parametrize(("days", "ranks"), [(0, 2), (1, 3), (7, 2), (8, 3), (3, 8)])
 def test_ranks_share_the_dates_evenly_and_in_blocks(days: int, ranks: int) -> None:
     dates = [DAY + timedelta(days=number) for number in range(days)]
-    shares = [share(replace(ALONE, rank=rank, size=ranks), dates) for rank in range(ranks)]
+    shares = [days_of_rank(replace(ALONE, rank=rank, size=ranks), dates) for rank in range(ranks)]
     assert [day for part in shares for day in part] == dates
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

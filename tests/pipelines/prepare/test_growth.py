@@ -48,13 +48,13 @@ def state(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Note every partition that is made from now on."""
     made: list[tuple[str, str]] = []
-    whole = Store.making
+    whole = Store.new_partition
 
     def making(self: Store, table: str, slice_name: str, *rest: Any) -> Any:
         made.append((table, slice_name))
         return whole(self, table, slice_name, *rest)
 
-    monkeypatch.setattr(Store, "making", making)
+    monkeypatch.setattr(Store, "new_partition", making)
     return made
 
 

@@ -10,7 +10,7 @@ from sidestack.infra.config import parse
 from sidestack.infra.distributed import ALONE
 from sidestack.infra.errors import DataError
 from sidestack.infra.manifest import read_manifest, verify
-from sidestack.infra.remote.urls import mirror, place
+from sidestack.infra.remote.urls import local_path, mirror
 from sidestack.infra.snapshot import read_dataset
 from sidestack.pipelines.join import main as join
 from sidestack.pipelines.prepare.config import PrepareConfig
@@ -38,17 +38,17 @@ def test_a_folder_of_tables_in_a_store_makes_the_dataset_that_it_makes_on_a_disk
     local = prepared(tmp_path / "runs/first", tables_config(own), tmp_path / "cache")
     url = f"{bucket.url}/own"
     assert prepared(tmp_path / "runs-2/first", at(url), tmp_path / "cache-2") == local
-    assert prepared(place(f"{bucket.url}/runs/first"), at(url), tmp_path / "cache-3") == local
+    assert prepared(local_path(f"{bucket.url}/runs/first"), at(url), tmp_path / "cache-3") == local
     add_day(own, day_at(3))
     bucket.upload(own, "own")
     before = set(bucket.keys("runs/store/"))
     grown = prepared(tmp_path / "runs/second", tables_config(own), tmp_path / "cache")
-    assert prepared(place(f"{bucket.url}/runs/second"), at(url), tmp_path / "cache-4") == grown != local
+    assert prepared(local_path(f"{bucket.url}/runs/second"), at(url), tmp_path / "cache-4") == grown != local
     new = {key.split("/")[3] for key in set(bucket.keys("runs/store/")) - before if "/lists/" not in key}
     assert new == {f"date={day_at(3)}"}  # earlier dates are not made again
     shutil.rmtree(mirror())
     join(["--dataset", f"{bucket.url}/runs/second", "--out", f"{bucket.url}/joined"])
-    joined = place(f"{bucket.url}/joined")
+    joined = local_path(f"{bucket.url}/joined")
     shutil.rmtree(mirror())
     rows = sum(entry.rows for entry in verify(joined).files.values())
     assert rows == sum(entry.rows for entry in read_dataset(tmp_path / "runs/second").partitions("events"))
@@ -66,16 +66,18 @@ def test_a_raw_log_in_a_store_is_read_there_and_goes_on_on_another_machine(bucke
     on_disk = log_config(log)
     at_url = replaced(on_disk, str(log), f"{bucket.url}/log")
     (first, _) = prepared(tmp_path / "runs/first", on_disk, tmp_path / "cache")
-    assert prepared(place(f"{bucket.url}/runs/first"), at_url, tmp_path / "cache-2")[0] == first
+    assert prepared(local_path(f"{bucket.url}/runs/first"), at_url, tmp_path / "cache-2")[0] == first
     before = set(bucket.keys("runs/store/raw/events/"))
     write_log(log, 5)
     bucket.upload(log, "log")
     (second, _) = prepared(tmp_path / "runs/second", on_disk, tmp_path / "cache")
-    assert prepared(place(f"{bucket.url}/runs/second"), at_url, tmp_path / "cache-3")[0] == second != first
+    assert prepared(local_path(f"{bucket.url}/runs/second"), at_url, tmp_path / "cache-3")[0] == second != first
     new = {key.split("/")[4] for key in set(bucket.keys("runs/store/raw/events/")) - before}
     assert len(new) == 1  # what was read before is not read again
     shutil.rmtree(mirror())
-    found, expected = (read_dataset(path) for path in (place(f"{bucket.url}/runs/second"), tmp_path / "runs/second"))
+    found, expected = (
+        read_dataset(path) for path in (local_path(f"{bucket.url}/runs/second"), tmp_path / "runs/second")
+    )
     for table in ("events", "requests", "labels", "items"):
         assert content(found, table).equals(content(expected, table)), table
 

@@ -215,7 +215,7 @@ def test_the_command_keeps_its_snapshot_and_says_what_it_deleted(
     assert "rows before 2024-03-07" in run("--snapshot", str(out), "--before", "2024-03-07")
     with pytest.raises(SystemExit):
         run("--snapshot", str(free))
-    assert "without prepare.source.privacy.retention_days; say --before" in capsys.readouterr().err
+    assert "without prepare.source.privacy.retention_days; give --before" in capsys.readouterr().err
 
 
 def test_a_retention_shorter_than_what_is_looked_back_on_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import yaml
 from sidestack.infra.errors import ConfigError
 from sidestack.pipelines.execution import run_dir
 from sidestack.pipelines.retrain.__main__ import backfill_dates, main
-from sidestack.pipelines.run import alone
+from sidestack.pipelines.run import run_lock
 from tests.pipelines.retrain.nights import config_in
 
 
@@ -21,7 +21,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_second_call_leaves_and_says_so(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with alone(run_dir(config_in(tmp_path).run)):
+    with run_lock(run_dir(config_in(tmp_path).run)):
         main(["--config", str(file)])
     assert "another driver is running here; this call leaves" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ from sidestack.pipelines.retrain.dry_run import dry_run
 from sidestack.pipelines.retrain.ledger import Ledger, Version
 from sidestack.pipelines.retrain.registry import Registry
 from sidestack.pipelines.retrain.rollback import roll_back
-from sidestack.pipelines.retrain.tell import status_table
+from sidestack.pipelines.retrain.text_tables import status_table
 from tests.pipelines.retrain.nights import config_in, night, pass_nights, retraining
 
 pytestmark = pytest.mark.slow
@@ -165,7 +165,7 @@ def test_a_champion_that_is_gone_is_told_with_the_way_back(copied: Path) -> None
 def test_a_cycle_whose_champion_goes_while_it_is_under_way_is_given_up_by_a_roll_back(copied: Path) -> None:
     config = config_in(copied)
     with retraining(config) as one:
-        plan = one.decide(one._prepared(night(3)), night(3))
+        plan = one.decide(one._run_prepare(night(3)), night(3))
         assert plan is not None
         one.ledger.open(plan)
     champion = ledger_of(config).champion
@@ -212,12 +212,12 @@ def test_a_call_that_is_killed_after_the_store_was_told_tells_it_once(
         pass_nights(config, range(3, 4))
     assert ledger_of(config).champions == [1, 2, 3, 4]
     with retraining(config) as one:
-        assert one.registry.edited(one.ledger) == ""
+        assert one.registry.foreign_change(one.ledger) == ""
         one.publish()
         versions = connect().search_model_versions(f"name = '{MODEL}'")
         assert sorted(version.tags["sidestack.cycle"] for version in versions) == ["1", "2", "3", "4"]
         assert (alias("champion"), alias("challenger")) == ("4", "4")
-        assert one.registry.told.champion == 4
+        assert one.registry.published.champion == 4
 
 
 def test_a_store_that_is_away_is_told_later(
@@ -232,7 +232,7 @@ def test_a_store_that_is_away_is_told_later(
     with retraining(config) as one:
         one.publish()
         assert alias("champion") == "4"
-        assert set(one.registry.told.runs) == {1, 2, 3, 4}
+        assert set(one.registry.published.runs) == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("published", ["keep", "move"])

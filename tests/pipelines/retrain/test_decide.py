@@ -15,9 +15,9 @@ from sidestack.pipelines.retrain.decide import (
     dates_before,
     dates_judged,
     is_due,
-    mature,
+    mature_dates,
     policy_of,
-    revised,
+    revised_dates,
     windows_of,
 )
 from sidestack.pipelines.retrain.ledger import Cycle, Outcome, Plan
@@ -78,9 +78,9 @@ def test_each_label_is_learned_once_when_it_is_known_and_after_it_was_judged(
 
 def test_a_label_is_mature_when_its_follow_up_of_the_whole_date_is_over() -> None:
     dates = [day(n) for n in range(6)]
-    assert mature(dates, end(6), 0.0) == dates
-    assert mature(dates, end(6), 3.0) == dates[:3]
-    assert mature(dates, end(6), 0.5) == dates[:5]
+    assert mature_dates(dates, end(6), 0.0) == dates
+    assert mature_dates(dates, end(6), 3.0) == dates[:3]
+    assert mature_dates(dates, end(6), 0.5) == dates[:5]
 
 
 def test_the_first_cycle_learns_all_and_judges_the_newest() -> None:
@@ -166,6 +166,6 @@ def test_dates_that_were_learned_and_are_others_now_are_named() -> None:
 
     before = snapshot(d0="a", d1="b", d3="c", d4="d")
     now = snapshot(d0="a", d1="x", d2="late", d3="c", d4="y")
-    assert revised(now, before, {"click": day(3), "conversion": day(1)}) == (day(1), day(2))
-    assert revised(before, before, {"click": day(4)}) == ()
-    assert revised(now, before, {}) == ()
+    assert revised_dates(now, before, {"click": day(3), "conversion": day(1)}) == (day(1), day(2))
+    assert revised_dates(before, before, {"click": day(4)}) == ()
+    assert revised_dates(now, before, {}) == ()

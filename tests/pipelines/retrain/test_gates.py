@@ -8,7 +8,7 @@ from sidestack.infra.config import parse
 from sidestack.infra.errors import ConfigError
 from sidestack.pipelines.retrain.config import Bounds, GatesConfig
 from sidestack.pipelines.retrain.gates import Judged, drift_gates, may_promote, task_gates
-from sidestack.pipelines.retrain.tell import gate_table
+from sidestack.pipelines.retrain.text_tables import gate_table
 
 GOOD = Judged(rows=10_000, positives=900, users=400, ne=0.8, calibration=1.02, gain=(0.004, 0.001, 0.007))
 CONFIG = GatesConfig()

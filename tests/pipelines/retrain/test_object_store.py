@@ -7,7 +7,7 @@ import pytest
 
 from sidestack.infra.errors import StageError
 from sidestack.infra.manifest import is_committed
-from sidestack.infra.remote.urls import mirror, place
+from sidestack.infra.remote.urls import local_path, mirror
 from sidestack.pipelines.retrain.ledger import CYCLES, PLAN_FILE, Ledger
 from tests.object_store import Bucket
 from tests.pipelines.retrain.nights import config_in, pass_nights
@@ -17,7 +17,7 @@ from tests.pipelines.retrain.nights import config_in, pass_nights
 def test_each_night_goes_on_on_another_machine(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     config = config_in(tmp_path)
-    runs = place(f"{bucket.url}/runs")
+    runs = local_path(f"{bucket.url}/runs")
     config = config.model_copy(update={"run": config.run.model_copy(update={"runs_dir": runs})})
     (first,) = pass_nights(config, range(1))
     assert first.outcome.promoted, first.outcome.gates

@@ -20,7 +20,7 @@ from pydantic import PositiveInt
 from sidestack.infra.config import Days, digest, parse
 from sidestack.infra.distributed import raise_on_all_ranks
 from sidestack.infra.errors import DataError
-from sidestack.infra.identity import Ledger
+from sidestack.infra.identity import IdentityCache
 from sidestack.infra.remote.fields import Place
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tables import DatasetSpec, Entity, TaskSpec, content_schema, flat_schema
@@ -64,7 +64,7 @@ class ClickFile(SourceConfig):
 
     def data_identity(self, prepare: Prepare) -> str:
         """Return what identifies the file: its size and its Parquet footer."""
-        return Ledger(prepare.ledger).identities([self.path])[self.path]
+        return IdentityCache(prepare.ledger).identities([self.path])[self.path]
 
 
 def read_clicks(path: Path, as_of: date | None) -> pa.Table:
@@ -103,7 +103,7 @@ class ClickLog:
         self._items, first_I, self._item_N = np.unique(rows["item"].to_numpy(), return_index=True, return_inverse=True)
         vectors = rows["vector"].combine_chunks().take(pa.array(first_I))
         self._vectors_ID = vectors.flatten().to_numpy().reshape(len(first_I), -1)
-        self.spec = self._described()
+        self.spec = self._describe()
 
     def parts(self, entity: Entity) -> list[Part]:
         """Return the one part of the items, whose text is their key, or of the users."""
@@ -127,7 +127,7 @@ class ClickLog:
         for day in days:
             yield day, [table(self._impressions(day), schema)]
 
-    def _described(self) -> DatasetSpec:
+    def _describe(self) -> DatasetSpec:
         days, tested = self.days(), self._config.test_days
         if len(days) <= tested:
             raise DataError(f"{self._config.path}: {len(days)} dates leave none to train on beside test_days={tested}")

@@ -11,7 +11,11 @@ from threadpoolctl import threadpool_limits
 from sidestack.pipelines.prepare.complete_journey import source
 from sidestack.pipelines.prepare.complete_journey.config import OrganicConfig
 from sidestack.pipelines.prepare.complete_journey.log import RawLog, week_of
-from sidestack.pipelines.prepare.complete_journey.organic import bought, newest_texts, organic_activity
+from sidestack.pipelines.prepare.complete_journey.organic import (
+    newest_text_embeddings,
+    organic_activity,
+    purchase_embeddings,
+)
 from sidestack.pipelines.prepare.complete_journey.source import RawFiles
 from tests.pipelines.prepare.complete_journey import fabricated
 
@@ -84,7 +88,7 @@ def test_marks_equal_plain_look_ups(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_text_is_the_mean_of_the_newest_lines() -> None:
     lines, text_ND = shopping(), texts()
-    vectors_UD, valid_U = newest_texts(lines, text_ND, NUM_USERS, CONFIG.newest)
+    vectors_UD, valid_U = newest_text_embeddings(lines, text_ND, NUM_USERS, CONFIG.newest)
     assert valid_U.tolist() == [True] * (NUM_USERS - 1) + [False]
     assert vectors_UD.dtype == np.float16 and (vectors_UD[~valid_U] == 0).all()
     for user in range(NUM_USERS - 1):
@@ -95,7 +99,7 @@ def test_text_is_the_mean_of_the_newest_lines() -> None:
 
 def test_behaviour_equals_a_dense_decomposition() -> None:
     lines = shopping()
-    vectors_UD, valid_U = bought(lines, NUM_USERS, CONFIG)
+    vectors_UD, valid_U = purchase_embeddings(lines, NUM_USERS, CONFIG)
     assert valid_U.tolist() == [True] * (NUM_USERS - 2) + [False] * 2  # one item in one basket is too few
     assert vectors_UD.dtype == np.float16 and (vectors_UD[~valid_U] == 0).all()
     baskets = {(user, item): set[int]() for user in range(NUM_USERS - 2) for item in range(NUM_ITEMS)}
@@ -119,13 +123,13 @@ def test_behaviour_equals_a_dense_decomposition() -> None:
 def test_same_bytes_for_any_number_of_threads(threads: int) -> None:
     lines = shopping()
     with threadpool_limits(threads, user_api="blas"):
-        again = bought(lines, NUM_USERS, CONFIG)
-    assert again[0].tobytes() == bought(lines, NUM_USERS, CONFIG)[0].tobytes()
+        again = purchase_embeddings(lines, NUM_USERS, CONFIG)
+    assert again[0].tobytes() == purchase_embeddings(lines, NUM_USERS, CONFIG)[0].tobytes()
 
 
 def test_too_little_activity_gives_no_embedding() -> None:
     nothing, little = log_of([]), log_of([(0, 1, 3, 1), (0, 1, 4, 1)])
     for lines in (nothing, little):
-        assert not bought(lines, NUM_USERS, CONFIG)[1].any()
-    assert not newest_texts(nothing, texts(), NUM_USERS, 3)[1].any()
-    assert newest_texts(little, texts(), NUM_USERS, 3)[1].tolist() == [True] + [False] * (NUM_USERS - 1)
+        assert not purchase_embeddings(lines, NUM_USERS, CONFIG)[1].any()
+    assert not newest_text_embeddings(nothing, texts(), NUM_USERS, 3)[1].any()
+    assert newest_text_embeddings(little, texts(), NUM_USERS, 3)[1].tolist() == [True] + [False] * (NUM_USERS - 1)

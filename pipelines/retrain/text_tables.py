@@ -40,9 +40,9 @@ def _cycle_row(cycle: Cycle, is_champion: bool) -> tuple[str, ...]:
     gains = {name.removesuffix(suffix): value for name, value in outcome.figures.items() if name.endswith(suffix)}
     closed = [f"{gate.name}: {gate.verdict}" for gate in outcome.gates if gate.verdict != "open"]
     result = "promoted" if outcome.promoted else "not promoted" if outcome.candidate else "nothing trained"
-    told = ", ".join(f"{task} {gain:+.2%}" for task, gain in gains.items())
+    gains_text = ", ".join(f"{task} {gain:+.2%}" for task, gain in gains.items())
     return (
-        *begun, plan.policy, from_version, learned, judged, told,
+        *begun, plan.policy, from_version, learned, judged, gains_text,
         "champion" if is_champion else result, f"{sum(outcome.seconds.values()):.0f}", ", ".join(closed),
     )  # fmt: skip
 

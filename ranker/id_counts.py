@@ -24,7 +24,7 @@ from sidestack.ranker.reader import Split, check_rows
 from sidestack.ranker.row_maps import read_id_rows, write_id_rows
 
 
-class Sighting(NamedTuple):
+class IdCounts(NamedTuple):
     """The distinct ids of a column in some rows, and how often each occurs."""
 
     column: str
@@ -71,8 +71,8 @@ def _admit(known: Mapping[str, IdRows], split: Split, admission: Mapping[str, Ad
     days = sorted({entry.date for entry in split.entries("events")})
     for day in days:
         columns = [column for column, last in counted_to.items() if day.toordinal() > last]
-        for seen in sightings(split, columns, day):
-            known[seen.column].see(seen.ids, seen.counts, day)
+        for seen in count_ids(split, columns, day):
+            known[seen.column].add_counts(seen.ids, seen.counts, day)
     changed = {}
     for column, ids in known.items():
         today = max(days[-1].toordinal(), ids.counted_to)
@@ -89,7 +89,7 @@ def _grow(ids: IdRows, feature: IdFeature, split: Split) -> None:
     ids.grow(feature.num_ids, feature.fallback_rows)
 
 
-def sightings(split: Split, columns: Sequence[str], day: date) -> Iterator[Sighting]:
+def count_ids(split: Split, columns: Sequence[str], day: date) -> Iterator[IdCounts]:
     """Yield the ids of some columns on one date, a row group at a time; ids of a request count once per request.
 
     Raises:
@@ -104,10 +104,10 @@ def sightings(split: Split, columns: Sequence[str], day: date) -> Iterator[Sight
             continue
         for group in rows.groups(0, rows.num_rows):
             read = rows.table(group)
-            yield from (_counted(column, read[column]) for column in wanted)
+            yield from (_count_values(column, read[column]) for column in wanted)
 
 
-def _counted(column: str, values: pa.ChunkedArray) -> Sighting:
+def _count_values(column: str, values: pa.ChunkedArray) -> IdCounts:
     ids = pc.list_flatten(values) if pa.types.is_list(values.type) else values
     found = pc.value_counts(ids.drop_null())
-    return Sighting(column, found.field("values").to_numpy(), found.field("counts").to_numpy())
+    return IdCounts(column, found.field("values").to_numpy(), found.field("counts").to_numpy())
