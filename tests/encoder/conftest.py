@@ -1,4 +1,4 @@
-"""The fabricated dataset, one encoder trained on it, and its SIDs, made once for all tests here."""
+"""Session fixtures: the fabricated dataset, an encoder trained on it, and the SIDs that it assigns."""
 
 import shutil
 from pathlib import Path

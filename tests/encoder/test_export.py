@@ -92,7 +92,7 @@ def bundle(encoder: Path) -> EncoderBundle:
 
 @pytest.fixture(scope="module")
 def reference(sids: Path, bundle: EncoderBundle) -> Reference:
-    """All items as a client sends them, and the SIDs in the tables."""
+    """Return all items as a client sends them, and their SIDs in the tables."""
     return read_reference(read_dataset(sids), bundle, 10_000)
 
 
@@ -100,7 +100,7 @@ def sids_of(answers: list[dict[str, Any]]) -> list[int | None]:
     return [answer["sid"] for answer in answers]
 
 
-def test_served_sids_are_those_of_the_tables(model: Any, reference: Reference) -> None:
+def test_served_sids_equal_those_of_the_tables(model: Any, reference: Reference) -> None:
     answers = model.predict(reference.items)
     assert sids_of(answers) == sids_of(reference.answers)
     assert [i for i, sid in enumerate(sids_of(answers)) if sid is None] == list(BARE_ITEMS)
@@ -109,7 +109,7 @@ def test_served_sids_are_those_of_the_tables(model: Any, reference: Reference) -
         assert answer["sid"] == (None if digits is None else int("".join(map(str, digits)), 3))
 
 
-def test_one_item_at_a_time_gets_the_same_sid(model: Any, reference: Reference) -> None:
+def test_requests_for_one_item_get_the_same_sids(model: Any, reference: Reference) -> None:
     chosen = [*range(0, len(reference.items), 7), *BARE_ITEMS]
     alone = [model.predict([reference.items[i]])[0]["sid"] for i in chosen]
     assert alone == [reference.answers[i]["sid"] for i in chosen]
@@ -117,7 +117,7 @@ def test_one_item_at_a_time_gets_the_same_sid(model: Any, reference: Reference) 
 
 @pytest.mark.parametrize("kept", [["text_embedding"], ["behaviour_embedding", "type"], ["brand"], []])
 def test_any_signals_may_be_missing(model: Any, bundle: EncoderBundle, reference: Reference, kept: list[str]) -> None:
-    """An absent key and a null are one thing, and the SID is the one of an item that lacks the signal in the tables."""
+    """An absent key equals a null, and the SID is that of an item that lacks the signal in the tables."""
     table = item_table().slice(0, 60)
     for name in set(bundle.signals.names) - set(kept):
         at = table.column_names.index(name)
@@ -132,7 +132,7 @@ def test_any_signals_may_be_missing(model: Any, bundle: EncoderBundle, reference
 
 
 def test_numbers_are_rounded_as_the_tables_store_them(model: Any, reference: Reference) -> None:
-    """A text encoder gives float32; the tables keep float16 of it."""
+    """A text encoder returns float32; the tables store float16."""
 
     def finer(value: Any) -> Any:
         return [x * (1 + 2e-4) for x in value] if isinstance(value, list) else value
@@ -142,7 +142,7 @@ def test_numbers_are_rounded_as_the_tables_store_them(model: Any, reference: Ref
     assert sids_of(model.predict(items)) == sids_of(reference.answers[:200])
 
 
-def test_columns_of_a_frame_and_numpy_values_do_as_well(model: Any, reference: Reference) -> None:
+def test_data_frames_with_numpy_values_are_accepted(model: Any, reference: Reference) -> None:
     frame = pa.Table.from_pylist([dict(item) for item in reference.items[:30]]).to_pandas()
     assert sids_of(model.predict(frame)) == sids_of(reference.answers[:30])
 
@@ -183,7 +183,7 @@ WRONG: list[tuple[list[Item], str]] = [
 
 
 @pytest.mark.parametrize(("items", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_a_wrong_input_is_a_bad_request_that_names_item_signal_and_rule(
+def test_invalid_input_is_a_bad_request_naming_item_signal_and_rule(
     model: Any, items: list[Item], message: str
 ) -> None:
     from mlflow.exceptions import MlflowException
@@ -196,12 +196,12 @@ def test_a_wrong_input_is_a_bad_request_that_names_item_signal_and_rule(
     assert json.loads(caught.value.serialize_as_json())["message"] == rule
 
 
-def test_whole_doubles_count_as_integers_and_no_items_give_no_answers(model: Any) -> None:
+def test_integral_doubles_are_accepted_and_an_empty_request_gets_no_answers(model: Any) -> None:
     assert model.predict([{"brand": 3.0}]) == model.predict([{"brand": 3}])
     assert model.predict([]) == []
 
 
-def test_the_signature_names_every_signal_as_optional_and_the_answer(model: Any) -> None:
+def test_signature_lists_every_signal_as_optional_and_the_answer(model: Any) -> None:
     signature = model.metadata.signature.to_dict()
     (item,), (answer,) = json.loads(signature["inputs"]), json.loads(signature["outputs"])
     doubles = {"type": "array", "items": {"type": "double"}, "required": False}
@@ -217,7 +217,7 @@ def test_the_signature_names_every_signal_as_optional_and_the_answer(model: Any)
     }
 
 
-def test_what_is_committed_is_whole_and_without_pickle(exported: Path, bundle: EncoderBundle) -> None:
+def test_committed_export_is_complete_and_has_no_pickle(exported: Path, bundle: EncoderBundle) -> None:
     manifest = verify(exported)
     names = {
         Path(name).relative_to(MODEL_FOLDER).as_posix() for name in manifest.files if name.startswith(MODEL_FOLDER)
@@ -235,7 +235,7 @@ def test_what_is_committed_is_whole_and_without_pickle(exported: Path, bundle: E
     assert (summary["checked_items"], summary["registered"]) == (100, None)
 
 
-def test_requirements_are_the_pinned_ones(exported: Path) -> None:
+def test_requirements_are_pinned(exported: Path) -> None:
     pinned = (ROOT / "requirements/constraints.txt").read_text() + (ROOT / "requirements/torch.txt").read_text()
     expected = {line.strip().lower() for line in pinned.splitlines()}
     lines = (exported / MODEL_FOLDER / "requirements.txt").read_text().splitlines()
@@ -244,7 +244,7 @@ def test_requirements_are_the_pinned_ones(exported: Path) -> None:
     assert not any("torchrec" in line or "fbgemm" in line for line in lines)
 
 
-def test_a_server_runs_the_models_own_code_and_imports_no_training(exported: Path, tmp_path: Path) -> None:
+def test_server_runs_the_exported_code_and_imports_no_training_code(exported: Path, tmp_path: Path) -> None:
     program = f"""
 import sys, mlflow.pyfunc
 model = mlflow.pyfunc.load_model({str(exported / MODEL_FOLDER)!r})
@@ -274,7 +274,7 @@ def test_tables_without_sids_are_refused(dataset: Path, encoder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("table", ["items", "their SIDs"])
-def test_an_altered_partition_is_refused(sids: Path, encoder: Path, tmp_path: Path, table: str) -> None:
+def test_altered_partition_is_refused(sids: Path, encoder: Path, tmp_path: Path, table: str) -> None:
     folder = Path(shutil.copytree(sids.parent, tmp_path / "copy"))
     dataset = read_dataset(folder / sids.name)
     name = table if table == "items" else dataset.snapshot.sids["sid"].table("sid", "items")
@@ -284,7 +284,7 @@ def test_an_altered_partition_is_refused(sids: Path, encoder: Path, tmp_path: Pa
         export_encoder(encoder, folder / sids.name, tmp_path / "out")
 
 
-def test_the_reference_of_a_revised_item_is_the_row_that_its_published_sid_stands_for(
+def test_reference_of_a_revised_item_is_the_row_that_its_published_sid_encodes(
     dataset: Path, encoder: Path, tmp_path: Path
 ) -> None:
     new = replaced(item_table().slice(0, 20), "item_id", pa.array(np.arange(700, 720)))
@@ -297,7 +297,7 @@ def test_the_reference_of_a_revised_item_is_the_row_that_its_published_sid_stand
     assert found.answers[700:] == found.answers[:20]
 
 
-def test_a_model_that_gives_other_sids_is_refused(exported: Path, reference: Reference) -> None:
+def test_model_with_other_sids_than_the_tables_is_refused(exported: Path, reference: Reference) -> None:
     answers = [dict(answer) for answer in reference.answers]
     answers[300]["sid"] = (answers[300]["sid"] + 1) % 729
     altered = Reference(reference.items, answers, reference.spec, reference.stored)
@@ -305,8 +305,8 @@ def test_a_model_that_gives_other_sids_is_refused(exported: Path, reference: Ref
         check_model(exported / MODEL_FOLDER, altered, max_items=128)
 
 
-def test_long_sids_are_served_as_text_in_the_tables_columns(dataset: Path, tmp_path: Path) -> None:
-    """Ids above 2^53 would be rounded by whoever reads JSON's numbers as doubles."""
+def test_long_sids_are_served_as_text_in_the_columns_of_the_tables(dataset: Path, tmp_path: Path) -> None:
+    """Clients that read JSON numbers as doubles would round ids above 2^53."""
     quantizer = {"kind": "structured", "levels": 256, "groups": 1, "depth": 9, "group_dim": 6}
     train_encoder(LOCAL, dataset, tmp_path / "encoder", {"quantizer": quantizer, "training": {"epochs": 1}})
     shutil.copytree(dataset, tmp_path / "dataset")
@@ -324,7 +324,7 @@ def test_long_sids_are_served_as_text_in_the_tables_columns(dataset: Path, tmp_p
             assert [int.from_bytes(bytes(part)) for part in (given["digits"][:7], given["digits"][7:])] == ids
 
 
-def test_few_rows_are_encoded_as_a_whole_block_where_that_is_no_other_sum(encoder: Path) -> None:
+def test_exact_rows_is_the_smallest_batch_that_reproduces_a_whole_block(encoder: Path) -> None:
     bundle = load_bundle(encoder, CPU)
     network = bundle.model.encoder
     assert exact_rows(bundle) in (16, 64, BLOCK_ROWS)
@@ -335,7 +335,7 @@ def test_few_rows_are_encoded_as_a_whole_block_where_that_is_no_other_sum(encode
     assert exact_rows(bundle) == BLOCK_ROWS
 
 
-def test_without_a_store_the_model_is_not_registered_and_that_is_said(
+def test_missing_registry_is_logged_and_the_model_is_not_registered(
     encoder: Path, sids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(URI_VARIABLE, raising=False)
@@ -343,7 +343,7 @@ def test_without_a_store_the_model_is_not_registered_and_that_is_said(
     assert f"not registered as sidestack-encoder: {URI_VARIABLE} is not set" in capsys.readouterr().err
 
 
-def test_signals_may_have_names_of_methods_and_a_name_that_cannot_be_served_is_refused() -> None:
+def test_signal_names_may_equal_method_names_but_unservable_names_are_refused() -> None:
     def signals(name: str) -> SignalSpec:
         return SignalSpec(embeddings={}, categoricals={name: 4}, weights={name: 1.0})
 
@@ -356,7 +356,7 @@ def test_signals_may_have_names_of_methods_and_a_name_that_cannot_be_served_is_r
 
 
 @pytest.mark.parametrize("digits_and_text", [(33, False), (34, True)])
-def test_sids_become_text_when_a_double_no_longer_holds_them(digits_and_text: tuple[int, bool]) -> None:
+def test_sids_are_text_when_a_double_cannot_hold_them(digits_and_text: tuple[int, bool]) -> None:
     digits, is_text = digits_and_text
     values = {"quantizer": "structured", "levels": 3, "digits": digits, "depth": digits, "groups": 1, "bound": "clamp"}
     spec = SidSpec.model_validate({**values, "fingerprint": "0" * 64})
@@ -365,7 +365,7 @@ def test_sids_become_text_when_a_double_no_longer_holds_them(digits_and_text: tu
 
 
 @pytest.mark.parametrize("values", [{"alias": "1"}, {"alias": "a/b"}, {"registered_model": "a/b"}, {"max_items": 0}])
-def test_the_section_is_checked(values: dict[str, Any]) -> None:
+def test_invalid_export_settings_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"export.{next(iter(values))}"):
         parse(ExportConfig, values, "export")
 
@@ -375,7 +375,7 @@ def post(server: ScoringServer, items: Any) -> tuple[int, Any]:
 
 
 @pytest.mark.slow
-def test_the_stage_registers_and_mlflow_serves_it_by_its_alias(
+def test_stage_registers_a_model_that_mlflow_serves_by_its_alias(
     encoder: Path, sids: Path, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(URI_VARIABLE, f"sqlite:///{tmp_path}/mlflow.db")
@@ -417,11 +417,11 @@ def _check_refusals(server: ScoringServer) -> None:
     for body in (b"{", b"[]", b'{"input": []}', b'{"inputs": 3}', b'{"inputs": [3]}'):
         status, answer = server.post(body)
         assert status == 400, answer
-    assert post(server, [{"brand": 3}])[0] == 200  # and goes on serving
+    assert post(server, [{"brand": 3}])[0] == 200  # the server still answers
 
 
 @pytest.mark.slow
-def test_what_is_hostile_is_refused_in_bounded_memory(exported: Path, tmp_path: Path) -> None:
+def test_hostile_requests_are_refused_in_bounded_memory(exported: Path, tmp_path: Path) -> None:
     with serving(exported / MODEL_FOLDER, tmp_path / "server.log") as server:
         require_refusals(
             server,

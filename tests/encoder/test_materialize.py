@@ -62,7 +62,7 @@ def other_encoder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def fresh(dataset: Path, tmp_path: Path) -> Path:
-    """A copy of the dataset and its store, in which no SIDs are."""
+    """Return a copy of the dataset and its store, without SIDs."""
     return copied(dataset, tmp_path / "dataset")
 
 
@@ -72,7 +72,7 @@ def copied(dataset: Path, to: Path) -> Path:
 
 
 def sids_of(path: Path, base: str = "items", name: str = "sid") -> pa.Table:
-    """Read the columns of a set of SIDs beside a table."""
+    """Read the SID columns beside a table."""
     dataset = read_dataset(path)
     return content(dataset, dataset.snapshot.sids[name].table(name, base))
 
@@ -90,8 +90,10 @@ def stamps(path: Path) -> Mapping[str, int]:
 
 
 def made_since(before: Mapping[str, int], path: Path) -> set[str]:
-    """Return table and slice of the partitions written since, after checking that all else is as it was, and that
-    there are no more new lists of partitions than tables."""
+    """Return table and slice of the partitions written since `before`.
+
+    Check that all other files are unchanged, and that there are no more new lists of partitions than tables.
+    """
     after = stamps(path)
     assert {file: after.get(file) for file in before} == dict(before)
     new = after.keys() - before.keys()
@@ -114,8 +116,8 @@ def expected_digits(encoder: Path, table: pa.Table) -> list[list[int] | None]:
     return [row if present else None for row, present in zip(rows, batch.any_present.tolist(), strict=True)]
 
 
-def spelled(digits: list[int] | None, length: int | None = None) -> int | None:
-    """Spell ternary digits as a number, the first digit most significant."""
+def packed(digits: list[int] | None, length: int | None = None) -> int | None:
+    """Return ternary digits as one number, the first digit most significant."""
     return None if digits is None else int("".join(map(str, digits[:length])), 3)
 
 
@@ -123,11 +125,11 @@ def load_bundle_spec(materialized: Path, name: str = "sid") -> SidSpec:
     return read_sid_spec(sids_of(materialized, name=name).schema.field(name))
 
 
-def test_items_have_their_sid_beside_them(materialized: Path, encoder: Path) -> None:
+def test_items_have_a_column_of_sids(materialized: Path, encoder: Path) -> None:
     digits = expected_digits(encoder, item_table())
     sids = sids_of(materialized)
     assert sids.column_names == ["sid"] and sids["sid"].type == pa.int64()
-    assert sids["sid"].to_pylist() == [spelled(row) for row in digits]
+    assert sids["sid"].to_pylist() == [packed(row) for row in digits]
     assert [i for i, sid in enumerate(sids["sid"].to_pylist()) if sid is None] == list(BARE_ITEMS)
 
 
@@ -139,9 +141,9 @@ def test_impressions_carry_item_and_history_sids_whole_and_by_prefix(
     assert rows.select(before.column_names).equals(before)
     for suffix, length in (("", None), ("_prefix_2", 2), ("_prefix_4", 4)):
         found = rows[f"item_sid{suffix}"].to_pylist()
-        assert found == [spelled(digits[i], length) for i in before["item_id"].to_pylist()]
+        assert found == [packed(digits[i], length) for i in before["item_id"].to_pylist()]
         histories = rows[f"history_sids{suffix}"].to_pylist()
-        wanted = [[spelled(digits[i], length) for i in row] for row in before["history_item_ids"].to_pylist()]
+        wanted = [[packed(digits[i], length) for i in row] for row in before["history_item_ids"].to_pylist()]
         assert histories == wanted
         assert any(None in row for row in histories)
         assert None in found
@@ -149,7 +151,7 @@ def test_impressions_carry_item_and_history_sids_whole_and_by_prefix(
 
 
 @pytest.mark.parametrize("base", ["items", "events", "requests"])
-def test_columns_have_the_row_groups_of_the_rows_they_lie_beside(materialized: Path, base: str) -> None:
+def test_sid_columns_have_the_row_groups_of_their_table(materialized: Path, base: str) -> None:
     dataset = read_dataset(materialized)
     own, beside = (dataset.files(name) for name in (base, dataset.snapshot.sids["sid"].table("sid", base)))
     assert [(file.path.name, file.rows) for file in own] == [(file.path.name, file.rows) for file in beside]
@@ -173,7 +175,7 @@ def test_spec_and_fingerprint_are_in_every_column(materialized: Path, encoder: P
     assert set(found) == set(known)
 
 
-def test_the_snapshot_lists_what_it_was_given_and_the_output_holds_no_table(materialized: Path, dataset: Path) -> None:
+def test_snapshot_lists_input_and_sid_partitions_and_output_has_no_table(materialized: Path, dataset: Path) -> None:
     after = listed(materialized)
     assert {name: after[name] for name in listed(dataset)} == listed(dataset)
     assert {name.split()[0].rsplit("/", 1)[-1] for name in after.keys() - listed(dataset).keys()} == {
@@ -211,7 +213,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(
     assert listed(tmp_path / "out") == listed(materialized)
 
 
-def test_what_is_there_is_not_made_again(fresh: Path, encoder: Path, tmp_path: Path) -> None:
+def test_existing_partitions_are_reused(fresh: Path, encoder: Path, tmp_path: Path) -> None:
     materialize_dataset(LOCAL, fresh, encoder, tmp_path / "first")
     before = stamps(fresh)
     materialize_dataset(LOCAL, fresh, encoder, tmp_path / "second", {"batch_size": 256})
@@ -220,7 +222,9 @@ def test_what_is_there_is_not_made_again(fresh: Path, encoder: Path, tmp_path: P
     assert listed(tmp_path / "second") == listed(tmp_path / "first")
 
 
-def test_a_second_set_is_encoded_alone(fresh: Path, encoder: Path, other_encoder: Path, tmp_path: Path) -> None:
+def test_second_sid_set_writes_only_its_own_partitions(
+    fresh: Path, encoder: Path, other_encoder: Path, tmp_path: Path
+) -> None:
     materialize_dataset(LOCAL, fresh, encoder, tmp_path / "one")
     before = stamps(fresh)
     materialize_dataset(LOCAL, fresh, {"sid": encoder, "code": other_encoder}, tmp_path / "both")
@@ -234,7 +238,7 @@ def test_a_second_set_is_encoded_alone(fresh: Path, encoder: Path, other_encoder
     assert {name: after[name] for name in listed(tmp_path / "one")} == listed(tmp_path / "one")
 
 
-def test_a_snapshot_with_sids_takes_another_set(
+def test_snapshot_with_sids_accepts_another_set(
     materialized: Path, dataset: Path, encoder: Path, other_encoder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(materialized.parent, tmp_path / "copy")
@@ -244,7 +248,7 @@ def test_a_snapshot_with_sids_takes_another_set(
     assert listed(tmp_path / "copy/later") == listed(tmp_path / "both")
 
 
-def test_a_changed_encoder_encodes_its_own_set_anew_and_keeps_the_old_generation(
+def test_changed_encoder_writes_a_new_generation_of_its_own_set_only(
     fresh: Path, dataset: Path, encoder: Path, other_encoder: Path, tmp_path: Path
 ) -> None:
     materialize_dataset(LOCAL, fresh, {"sid": encoder, "code": other_encoder}, tmp_path / "first")
@@ -260,17 +264,17 @@ def test_a_changed_encoder_encodes_its_own_set_anew_and_keeps_the_old_generation
 
 
 def more_items(number: int = 50) -> pa.Table:
-    """Return further items, which have the signals of the first ones."""
+    """Return additional items that have the signals of the first ones."""
     return replaced(item_table().slice(0, number), "item_id", pa.array(np.arange(number) + SPEC.num_items))
 
 
 def revised(ids: list[int], like: int) -> pa.Table:
-    """Return rows that revise items, all to the signals of one other item."""
+    """Return rows that revise the items `ids`, all to the signals of item `like`."""
     rows = item_table().take(pa.array([like] * len(ids)))
     return replaced(rows, "item_id", pa.array(ids))
 
 
-def test_a_part_that_adds_items_is_encoded_alone(fresh: Path, encoder: Path, tmp_path: Path) -> None:
+def test_only_the_added_part_of_items_is_encoded(fresh: Path, encoder: Path, tmp_path: Path) -> None:
     materialize_dataset(LOCAL, fresh, encoder, tmp_path / "first")
     grown = write_dataset(tmp_path / "grown", [*item_parts(), more_items()], store=fresh / "store")
     before = stamps(fresh)
@@ -280,10 +284,10 @@ def test_a_part_that_adds_items_is_encoded_alone(fresh: Path, encoder: Path, tmp
     assert encoded(tmp_path / "second") == 50
     sids = sids_of(tmp_path / "second")["sid"].to_pylist()
     assert sids[:700] == sids_of(tmp_path / "first")["sid"].to_pylist()
-    assert sids[700:] == [spelled(row) for row in expected_digits(encoder, item_table().slice(0, 50))]
+    assert sids[700:] == [packed(row) for row in expected_digits(encoder, item_table().slice(0, 50))]
 
 
-def test_new_items_have_sids_in_the_dates_that_show_them(fresh: Path, encoder: Path, tmp_path: Path) -> None:
+def test_new_items_have_sids_on_the_dates_that_show_them(fresh: Path, encoder: Path, tmp_path: Path) -> None:
     materialize_dataset(LOCAL, fresh, encoder, tmp_path / "first")
     later = date(2024, 1, 3)
     rows = events(later)
@@ -293,14 +297,14 @@ def test_new_items_have_sids_in_the_dates_that_show_them(fresh: Path, encoder: P
     materialize_dataset(LOCAL, grown, encoder, tmp_path / "second")
     digits = expected_digits(encoder, pa.concat_tables([item_table(), more_items()]))
     found = joined(tmp_path / "second", ["item_sid"], later, later)["item_sid"].to_pylist()
-    assert found == [spelled(digits[item]) for item in shown["item_id"].to_pylist()]
+    assert found == [packed(digits[item]) for item in shown["item_id"].to_pylist()]
 
 
-def test_a_part_that_revises_items_keeps_their_published_sids(fresh: Path, encoder: Path, tmp_path: Path) -> None:
+def test_revised_items_keep_their_published_sids(fresh: Path, encoder: Path, tmp_path: Path) -> None:
     materialize_dataset(LOCAL, fresh, encoder, tmp_path / "first")
     published = sids_of(tmp_path / "first")["sid"].to_pylist()
     ids = [2, 5, BARE_ITEMS[0], 650]
-    assert len({published[item] for item in ids}) == 4  # one of them null, which stays, too
+    assert len({published[item] for item in ids}) == 4  # one of them is null, and stays null
     part = pa.concat_tables([revised(ids, like=100), more_items()])
     later = date(2024, 1, 3)
     shown = replaced(events(later), "item_id", pa.array(np.resize([*ids, 700, 749], 200)))
@@ -315,14 +319,14 @@ def test_a_part_that_revises_items_keeps_their_published_sids(fresh: Path, encod
     }
     sids = sids_of(tmp_path / "second")["sid"].to_pylist()
     assert sids[:700] == published
-    assert sids[700:704] == [published[item] for item in ids]  # row-aligned with the rows that revise
-    assert sids[704:] == published[:50]  # those of items with the same signals
+    assert sids[700:704] == [published[item] for item in ids]  # aligned with the revising rows
+    assert sids[704:] == published[:50]  # SIDs of the items with the same signals
     current = [*published, *sids[704:]]
     found = joined(tmp_path / "second", ["item_sid"], later, later)["item_sid"].to_pylist()
     assert found == [current[item] for item in shown["item_id"].to_pylist()]
 
 
-def test_a_date_added_writes_its_own_columns_alone(fresh: Path, encoder: Path, tmp_path: Path) -> None:
+def test_added_date_writes_only_its_own_columns(fresh: Path, encoder: Path, tmp_path: Path) -> None:
     materialize_dataset(LOCAL, fresh, encoder, tmp_path / "first")
     later = date(2024, 1, 3)
     days = {day: events(day) for day in (*DAYS, later)}
@@ -339,8 +343,8 @@ def test_a_date_added_writes_its_own_columns_alone(fresh: Path, encoder: Path, t
     assert listed(tmp_path / "second") == listed(tmp_path / "third")
 
 
-def test_the_stored_precision_does_not_show(materialized: Path, encoder: Path, tmp_path: Path) -> None:
-    """Halves, and the same values stored as float32."""
+def test_stored_precision_does_not_change_sids(materialized: Path, encoder: Path, tmp_path: Path) -> None:
+    """Compare float16 with the same values stored as float32."""
     wide = write_dataset(tmp_path / "wide", item_parts(as_float32(item_table())))
     materialize_dataset(LOCAL, wide, encoder, tmp_path / "out")
     assert content(read_dataset(wide), "items")["text_embedding"].type.value_type == pa.float32()
@@ -357,14 +361,16 @@ def as_float32(table: pa.Table) -> pa.Table:
 @pytest.mark.parametrize(
     ("table", "column"), [("items", "brand"), ("events", "item_id"), ("requests", "history_item_ids")]
 )
-def test_a_column_that_is_missing_is_named(fresh: Path, encoder: Path, tmp_path: Path, table: str, column: str) -> None:
+def test_missing_column_is_named_in_the_error(
+    fresh: Path, encoder: Path, tmp_path: Path, table: str, column: str
+) -> None:
     file, *_ = edit(fresh, table, lambda rows: rows.drop_columns([column]))
     with pytest.raises(DataError, match=rf"{file}, row group 0: column '{column}' is missing"):
         materialize_dataset(LOCAL, fresh, encoder, tmp_path / "out")
 
 
-def test_an_id_depends_on_its_own_signals_alone(encoder: Path) -> None:
-    """Other items, their order, the place in a block, the stored precision: none of them shows."""
+def test_id_depends_only_on_its_own_signals(encoder: Path) -> None:
+    """Other items, their order, the position in a block and the stored precision have no effect."""
     bundle = load_bundle(encoder, CPU)
     table = item_table()
     ids_NC = encode(bundle, bundle.spec, signal_batch(table, bundle.signals))
@@ -394,7 +400,7 @@ def test_long_sids_take_several_columns(fresh: Path, tmp_path: Path) -> None:
     known = sids.filter(sids["sid"].is_valid())
     ids_NC = torch.stack([torch.from_numpy(known[name].to_numpy()) for name in ("sid", "sid_1")], dim=-1)
     alone = [row for row in expected_digits(tmp_path / "encoder", item_table()) if row is not None]
-    # With steps this fine, some rows encoded one by one fall across a border: the reason for BLOCK_ROWS.
+    # With steps this fine, some rows encoded one by one get a neighbouring code: the reason for BLOCK_ROWS.
     same = [found == row for found, row in zip(spec.unpack(ids_NC).tolist(), alone, strict=True)]
     assert np.mean(same) > 0.98
     first, second = (sids[name].to_pylist() for name in ("sid", "sid_1"))
@@ -406,7 +412,7 @@ def test_long_sids_take_several_columns(fresh: Path, tmp_path: Path) -> None:
     assert rows["history_sids"].to_pylist() == histories
 
 
-def test_the_paper_s_packing(fresh: Path, encoder: Path, tmp_path: Path) -> None:
+def test_packing_of_the_paper_gives_ids_by_equation_5(fresh: Path, encoder: Path, tmp_path: Path) -> None:
     materialize_dataset(LOCAL, fresh, encoder, tmp_path / "out", {"packing": "paper_eq5"})
     sids = sids_of(tmp_path / "out")["sid"].to_pylist()
     digits = expected_digits(encoder, item_table())
@@ -417,7 +423,7 @@ def test_the_paper_s_packing(fresh: Path, encoder: Path, tmp_path: Path) -> None
     assert rows["item_sid_prefix_2"].to_pylist() == wanted
 
 
-def test_several_encoders_give_each_what_it_gives_alone(
+def test_several_encoders_write_the_same_sids_as_each_alone(
     materialized: Path, fresh: Path, encoder: Path, other_encoder: Path, tmp_path: Path
 ) -> None:
     changes = {"prefix_lengths": {"code": [1]}}
@@ -436,7 +442,7 @@ def test_several_encoders_give_each_what_it_gives_alone(
     assert torch.equal(read_codebook(tmp_path / "both", spec), bundle.model.quantizer.codewords())
 
 
-def test_users_are_encoded_beside_their_table_and_every_request(
+def test_user_sids_are_written_beside_users_and_requests(
     materialized: Path, fresh: Path, encoder: Path, tmp_path: Path
 ) -> None:
     changes = {"entity": "user", "training": {"epochs": 1, "batch_size": 8, "holdout_share": 0.3}}
@@ -449,7 +455,7 @@ def test_users_are_encoded_beside_their_table_and_every_request(
     assert read_dataset(tmp_path / "out").snapshot.sids["habit"].columns == {
         "users": ("habit",), "requests": ("user_habit", "user_habit_prefix_2"),
     }  # fmt: skip
-    wanted = [spelled(row) for row in expected_digits(tmp_path / "habits", users())]
+    wanted = [packed(row) for row in expected_digits(tmp_path / "habits", users())]
     assert people["habit"].to_pylist() == wanted
     assert [user for user, sid in enumerate(wanted) if sid is None] == list(BARE_USERS)
     before = joined(materialized)
@@ -467,12 +473,12 @@ def test_a_codebook_of_another_encoder_is_refused(materialized: Path) -> None:
         read_codebook(materialized, spec.model_copy(update={"name": "other"}))
 
 
-def test_a_prefix_of_sids_that_no_encoder_gives_is_refused(fresh: Path, encoder: Path, tmp_path: Path) -> None:
+def test_prefix_lengths_of_an_unknown_encoder_are_refused(fresh: Path, encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"prefix_lengths.other: no encoder of this name; given are sid"):
         materialize_dataset(LOCAL, fresh, encoder, tmp_path / "out", {"prefix_lengths": {"other": [2]}})
 
 
-def test_a_day_without_events_still_has_the_columns(encoder: Path, tmp_path: Path) -> None:
+def test_a_day_without_events_has_the_sid_columns(encoder: Path, tmp_path: Path) -> None:
     empty = DAYS[1]
     days = {DAYS[0]: events(DAYS[0]), empty: events(empty).slice(0, 0)}
     materialize_dataset(LOCAL, write_dataset(tmp_path / "dataset", days=days), encoder, tmp_path / "out")
@@ -510,7 +516,7 @@ def test_an_altered_encoder_is_refused(fresh: Path, encoder: Path, tmp_path: Pat
 
 
 def alter(file: Path) -> None:
-    """Turn over a byte in the middle of a file."""
+    """Flip one bit in the middle of a file."""
     held = bytearray(file.read_bytes())
     held[len(held) // 2] ^= 1
     file.write_bytes(held)
@@ -518,7 +524,7 @@ def alter(file: Path) -> None:
 
 @pytest.mark.parametrize("how", ["altered", "gone", "another"])
 @pytest.mark.parametrize("table", ["items", "events", "requests"])
-def test_a_partition_that_is_not_the_listed_one_is_refused_and_nothing_is_left(
+def test_partition_that_differs_from_the_snapshot_is_refused_and_leaves_no_files(
     fresh: Path, encoder: Path, tmp_path: Path, table: str, how: str
 ) -> None:
     dataset = read_dataset(fresh)
@@ -528,7 +534,7 @@ def test_a_partition_that_is_not_the_listed_one_is_refused_and_nothing_is_left(
         alter(folder / entry.files[0].name)
     elif how == "gone":
         shutil.rmtree(folder)
-    else:  # whole in itself, but other rows than were listed
+    else:  # a complete partition, but with other rows than those listed
         (other, *_) = dataset.partitions(table)
         shutil.rmtree(folder)
         shutil.copytree(dataset.store / other.path, folder)
@@ -556,17 +562,17 @@ def with_value(column: pa.ChunkedArray, row: int, value: Any) -> pa.Array:
     return pa.array(values, column.type)
 
 
-def test_bad_rows_stop_both_ranks_and_leave_nothing(fresh: Path, encoder: Path, tmp_path: Path) -> None:
+def test_invalid_rows_raise_on_both_ranks_and_leave_no_output(fresh: Path, encoder: Path, tmp_path: Path) -> None:
     shown, remembered, altered = (copied(fresh, tmp_path / name) for name in ("shown", "remembered", "altered"))
 
-    def shows_an_unknown_item(rows: pa.Table) -> pa.Table:
+    def show_an_unknown_item(rows: pa.Table) -> pa.Table:
         return replaced(rows, "item_id", with_value(rows["item_id"], 100, 700))
 
-    def remembers_one(rows: pa.Table) -> pa.Table:
+    def add_an_unknown_item_to_a_history(rows: pa.Table) -> pa.Table:
         return replaced(rows, "history_item_ids", with_value(rows["history_item_ids"], 60, [3, -1]))
 
-    (shown_file,) = edit(shown, "events", shows_an_unknown_item, f"date={DAYS[1]}")
-    (remembered_file,) = edit(remembered, "requests", remembers_one, f"date={DAYS[1]}")
+    (shown_file,) = edit(shown, "events", show_an_unknown_item, f"date={DAYS[1]}")
+    (remembered_file,) = edit(remembered, "requests", add_an_unknown_item_to_a_history, f"date={DAYS[1]}")
     items = read_dataset(altered).files("items")[-1].path
     alter(items)
     out = tmp_path / "out" / "tables"

@@ -64,7 +64,7 @@ def made(world: World, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def export_ranker(made: Made, arm: str, out: Path, **changes: Any) -> Path:
-    """Run the body of the stage, commit it, and return the version's folder within the saved model."""
+    """Export the ranker of an arm, and return the version's folder within the saved model."""
     inputs = {"model": made.rankers[arm], "dataset": made.dataset}
     if arm not in ("none", "dense"):
         inputs["encoder.sid"] = made.encoder
@@ -72,7 +72,7 @@ def export_ranker(made: Made, arm: str, out: Path, **changes: Any) -> Path:
 
 
 def export_inputs(inputs: dict[str, Path], out: Path, **changes: Any) -> Path:
-    """Do the same with inputs by name."""
+    """Run the body of stage `ranker_export` on these inputs and commit it; return the version's folder."""
     config = parse(RankerExportConfig, {"checked_rows": 150, **changes}, "ranker_export")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(URI_VARIABLE, raising=False)
@@ -108,16 +108,16 @@ def request_of(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_version_answers_as_the_ranker_predicted(versions: dict[str, Path], arm: str) -> None:
+def test_version_answers_with_the_predictions_of_the_ranker(versions: dict[str, Path], arm: str) -> None:
     summary = json.loads((versions[arm].parents[2] / "summary.json").read_text())
-    assert summary["largest_difference"] <= 1e-5  # on 150 held-out rows; a larger one had not been committed
+    assert summary["largest_difference"] <= 1e-5  # on 150 held-out rows; a larger one is not committed
     answer = ServedRanker(versions[arm]).answer(request_of(), "request")
     assert answer["unknown"] == {}
     for p_N in answer["probabilities"].values():
         assert len(p_N) == 2 and all(0 < p < 1 for p in p_N)
 
 
-def test_a_candidate_is_scored_alike_in_any_company_and_order(served: ServedRanker) -> None:
+def test_score_of_a_candidate_does_not_depend_on_the_others(served: ServedRanker) -> None:
     two = served.answer(request_of(), "r")["probabilities"]["click"]
     turned = served.answer(request_of(candidates=request_of()["candidates"][::-1]), "r")["probabilities"]["click"]
     alone = [
@@ -129,7 +129,7 @@ def test_a_candidate_is_scored_alike_in_any_company_and_order(served: ServedRank
 
 
 def new_item(like: int) -> dict[str, Any]:
-    """Return a candidate that the tables do not have, with the signals of one that they have."""
+    """Return a candidate that is not in the tables, with the signals of item `like`."""
     (row,) = item_table().slice(like, 1).to_pylist()
     signals = {name: row[name] for name in (*SPEC.embeddings, *SPEC.categoricals) if row[name] is not None}
     signals = {name: list(map(float, value)) if isinstance(value, list) else value for name, value in signals.items()}
@@ -137,15 +137,15 @@ def new_item(like: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("arm", ["side", "sid_ngram", "hde"])
-def test_an_item_published_a_minute_ago_is_ranked_by_its_content(versions: dict[str, Path], arm: str) -> None:
+def test_new_items_are_ranked_by_their_content(versions: dict[str, Path], arm: str) -> None:
     served = ServedRanker(versions[arm])
     likes = [0, 5, 40, 333]
     unknown = [{"price": 0.5, "slot": [1]}]
     answer = served.answer(request_of(candidates=[*map(new_item, likes), *unknown]), "r")
     assert answer["unknown"] == {"items": 5}
     *p_new, p_nothing = answer["probabilities"]["click"]
-    assert len({*p_new, p_nothing}) > 3  # what its content is tells it apart, which a table of ids cannot
-    # Without an id of its own it is what the item with that id is, but for the id: its SID is the published one.
+    assert len({*p_new, p_nothing}) > 3  # items differ by their content, unlike in a table of ids
+    # The SID of a new item is the published one of the item with its signals; it lacks only the row of the id.
     known = served.answer(request_of(candidates=[{"item_id": like, "price": 0.5, "slot": [1]} for like in likes]), "r")
     sids = [served._sids["sid"].of(np.array([like]))[0, 0] for like in likes]
     encoded = served._sids["sid"].encoded([new_item(like)["signals"] for like in likes], ["a"] * len(likes))[:, 0]
@@ -154,18 +154,18 @@ def test_an_item_published_a_minute_ago_is_ranked_by_its_content(versions: dict[
 
 
 def new_dense_item(like: int) -> dict[str, Any]:
-    """Return the same with embeddings alone, which an arm of raw embeddings takes."""
+    """Return `new_item` with only its embeddings, which an arm of raw embeddings takes."""
     item = new_item(like)
     return {**item, "signals": {name: value for name, value in item["signals"].items() if name in SPEC.embeddings}}
 
 
-def test_a_new_item_of_a_dense_arm_is_the_item_with_its_embeddings(versions: dict[str, Path]) -> None:
+def test_new_item_of_a_dense_arm_scores_as_the_item_with_its_embeddings(versions: dict[str, Path]) -> None:
     served = ServedRanker(versions["dense"])
     likes = [0, 5, 40, 333]
     answer = served.answer(request_of(candidates=[*map(new_dense_item, likes), {"price": 0.5, "slot": [1]}]), "r")
     assert answer["unknown"] == {"items": 5}
-    assert len(set(answer["probabilities"]["click"])) > 3  # what its content is tells it apart
-    # Without rows of their own, items with an id are told apart by their content alone, as new ones are.
+    assert len(set(answer["probabilities"]["click"])) > 3  # items differ by their content
+    # With the rows of item ids set to zero, items with an id differ only by their content, as new ones do.
     for feature in served.features.bags:
         if feature.column == ITEM_IDS:
             served._network._tables[feature.table] = ServedTable({"rows": torch.zeros(feature.rows, 8)})  # type: ignore[index]
@@ -195,24 +195,24 @@ def test_a_wrong_embedding_of_a_new_item_is_refused(
     assert str(caught.value).startswith(rule)
 
 
-def test_an_embedding_that_its_scale_takes_beyond_float16_is_refused() -> None:
+def test_embedding_that_overflows_float16_when_scaled_is_refused() -> None:
     lookup = RawLookup({"a": 2, "b": 1}, {"a": 4.0, "b": 1.0}, torch.zeros(1, dtype=torch.bool))
     assert lookup.embeddings([{"a": [1, 2]}], ["r"]).tolist() == [[4.0, 8.0, 0.0]]
     with pytest.raises(DataError, match=r"r\.a\[1\]: is beyond float16 when it is scaled by 4"):
         lookup.embeddings([{"a": [1, 2e4]}], ["r"])
 
 
-def test_a_requests_numbers_are_rounded_as_the_tables_store_them(versions: dict[str, Path]) -> None:
+def test_served_description_has_the_stored_precision_of_the_signals(versions: dict[str, Path]) -> None:
     described = json.loads((versions["side"] / SERVED_FILE).read_text())
     assert described["sids"]["sid"]["stored"] == {"text_embedding": "float16", "behaviour_embedding": "float16"}
 
 
-def test_tables_of_ids_cannot_tell_new_items_apart(versions: dict[str, Path]) -> None:
+def test_new_items_get_equal_scores_in_an_arm_without_content(versions: dict[str, Path]) -> None:
     answer = ServedRanker(versions["none"]).answer(request_of(candidates=[{"price": 0.5}, {"price": 0.5}]), "r")
     assert len(set(answer["probabilities"]["click"])) == 1
 
 
-def test_what_is_not_known_is_counted(served: ServedRanker) -> None:
+def test_unknown_ids_are_counted(served: ServedRanker) -> None:
     history = {"item_ids": [1, 10**6, 2**70], "times": [1.0, 2.0, 3.0]}
     candidates = [{"item_id": 700, "price": 1, "slot": [1, 77]}, {"item_id": 3, "price": 2}]
     answer = served.answer(request_of(user={"user_id": 40}, history=history, candidates=candidates), "r")
@@ -220,7 +220,7 @@ def test_what_is_not_known_is_counted(served: ServedRanker) -> None:
     assert served.answer(request_of(user=..., history=...), "r")["unknown"] == {"user": 1}
 
 
-def test_one_history_entry_of_a_known_item_counts_and_an_unknown_one_does_not_stand_for_another(
+def test_unknown_history_entries_score_equally_and_differ_from_known_ones(
     served: ServedRanker,
 ) -> None:
     def click(ids: list[int]) -> list[float]:
@@ -276,7 +276,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("request_", "rule"), FAULTS, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_wrong_request_is_refused_by_field_and_rule(served: ServedRanker, request_: Any, rule: str) -> None:
+def test_invalid_request_is_refused_naming_field_and_rule(served: ServedRanker, request_: Any, rule: str) -> None:
     with pytest.raises(DataError) as caught:
         served.answer(request_, "r")
     assert str(caught.value).startswith(rule)
@@ -317,7 +317,7 @@ def planted(version: Path) -> None:
         (other_generation, SpecError, "SIDs 'sid' have fingerprint ab"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(
+def test_altered_missing_or_unexpected_files_are_refused(
     versions: dict[str, Path], tmp_path: Path, spoil: Any, error: type[SidestackError], message: str
 ) -> None:
     shutil.copytree(versions["side"], tmp_path / "version")
@@ -326,7 +326,7 @@ def test_parts_that_do_not_fit_are_refused(
         ServedRanker(tmp_path / "version")
 
 
-def test_a_description_of_another_version_names_who_wrote_it(versions: dict[str, Path], tmp_path: Path) -> None:
+def test_description_of_another_version_is_refused_naming_its_writer(versions: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(versions["none"], tmp_path / "version")
     values = json.loads((tmp_path / "version" / SERVED_FILE).read_text())
     values["ranker"]["version"] = "9.9"
@@ -338,17 +338,17 @@ def test_a_description_of_another_version_names_who_wrote_it(versions: dict[str,
         ServedRanker(tmp_path / "version")
 
 
-def test_of_a_snapshot_that_has_grown_the_rows_that_the_ranker_knows_are_kept(
+def test_export_from_a_grown_snapshot_keeps_only_rows_that_the_ranker_knows(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grown = torch.ones(SPEC.num_items + 5, 3, dtype=torch.half)
     monkeypatch.setattr("sidestack.ranker.export.read_constants", lambda *_: ModelConstants(embeddings={"item": grown}))
     _write_constants(read_dataset(made.dataset), open_bundle(made.rankers["dense"]).description, tmp_path)
     kept = load_file(tmp_path / CONSTANTS_FILE)["embeddings.item"]
-    assert kept.shape == (SPEC.num_items, 3)  # the row after them stands for an item that is not known
+    assert kept.shape == (SPEC.num_items, 3)  # the row after them is for unknown items
 
 
-def test_a_ranker_without_its_encoder_or_of_other_rows_is_refused(made: Made, world: World, tmp_path: Path) -> None:
+def test_export_without_the_encoder_or_with_another_one_is_refused(made: Made, world: World, tmp_path: Path) -> None:
     config = RankerExportConfig()
     run = StageRun(config, {"model": made.rankers["side"], "dataset": made.dataset}, tmp_path, LOCAL, RunLog(None))
     with pytest.raises(DataError, match=r"--input encoder\.sid=DIR: is missing: the arm takes the SIDs 'sid'"):
@@ -361,10 +361,10 @@ def test_a_ranker_without_its_encoder_or_of_other_rows_is_refused(made: Made, wo
 
 
 @pytest.mark.parametrize("tables", ["float16", "int8"])
-def test_fewer_bits_cost_a_measured_share_of_ne(made: Made, tmp_path: Path, tables: str) -> None:
+def test_tables_of_fewer_bits_change_ne_by_a_measured_share(made: Made, tmp_path: Path, tables: str) -> None:
     version = export_ranker(made, "sid_ngram", tmp_path / "out", tables=tables)
     found = json.loads((tmp_path / "out" / "summary.json").read_text())["ne"]
-    assert found.keys() == {"click"}  # nobody converts in these rows
+    assert found.keys() == {"click"}  # these rows have no conversions
     before, after = found["click"]
     assert 0 < abs(after / before - 1) < 1e-3
     full = made.rankers["sid_ngram"].parent / "full"
@@ -373,16 +373,16 @@ def test_fewer_bits_cost_a_measured_share_of_ne(made: Made, tmp_path: Path, tabl
     assert size < (0.55 if tables == "float16" else 0.6) * all_bits
 
 
-def test_a_loss_of_ne_above_the_bound_is_refused(made: Made, tmp_path: Path) -> None:
+def test_ne_loss_above_the_bound_is_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(
         SpecError, match=r"int8 tables raise the NE of \w+ from .* by more than ranker_export.max_ne_loss=0"
     ):
-        for seed in range(3):  # by chance some NE may fall, not that of every arm and task
+        for seed in range(3):  # the NE of one arm may fall by chance, but not of all
             export_ranker(made, ("sid_ngram", "hde", "side")[seed], tmp_path / str(seed), tables="int8", max_ne_loss=0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
-def test_a_table_is_close_to_what_was_stored(precision: Any) -> None:
+def test_served_table_is_close_to_the_stored_rows(precision: Any) -> None:
     rows_ND = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     rows_ND[7] = 0.25
     table = ServedTable(stored_table(rows_ND, precision))
@@ -394,7 +394,7 @@ def test_a_table_is_close_to_what_was_stored(precision: Any) -> None:
     torch.testing.assert_close(pooled_BD, torch.stack([one[0] + one[1], torch.zeros(8), one[2]]))
 
 
-def test_the_saved_model_needs_neither_torchrec_nor_the_training(versions: dict[str, Path]) -> None:
+def test_saved_model_needs_neither_torchrec_nor_training_code(versions: dict[str, Path]) -> None:
     code = f"""
 import json, sys
 sys.modules.update({{name: None for name in ("torchrec", "fbgemm_gpu", "torchx", "duckdb", "sklearn", "faiss")}})
@@ -417,22 +417,22 @@ print(json.dumps(model.predict([json.loads(sys.argv[1])])))
     assert (ROOT / "ranker/serving/model.py").read_bytes() == (carried / "ranker/serving/model.py").read_bytes()
 
 
-def test_a_wrong_request_is_a_400_of_the_model(versions: dict[str, Path]) -> None:
+def test_invalid_request_raises_an_error_of_status_400(versions: dict[str, Path]) -> None:
     model = load_served(versions["side"].parents[1])
     with pytest.raises(Exception, match=r"inputs\[1\].candidates: has 0 entries") as caught:
         model.predict([request_of(), request_of(candidates=[])])
     assert caught.value.get_http_status_code() == 400  # type: ignore[attr-defined]
 
 
-def test_requests_of_both_kinds_of_rows(served: ServedRanker) -> None:
+def test_request_with_many_candidates_is_answered(served: ServedRanker) -> None:
     many: list[Mapping[str, Any]] = [{"item_id": n, "price": n / 7} for n in range(500)]
     answer = served.answer(request_of(candidates=many), "r")
     assert len(answer["probabilities"]["conversion"]) == 500
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme_score_export_and_serve(made: Made, tmp_path: Path) -> None:
-    """`ranker.score`, `ranker.export` and `mlflow models serve`, as the README and docs/serving.md say."""
+def test_commands_of_the_readme_score_export_and_serve(made: Made, tmp_path: Path) -> None:
+    """Run `ranker.score`, `ranker.export` and `mlflow models serve` as in the README and docs/serving.md."""
     store = f"sqlite:///{tmp_path}/mlflow.db"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), URI_VARIABLE: store}
 
@@ -448,8 +448,8 @@ def test_the_commands_of_the_readme_score_export_and_serve(made: Made, tmp_path:
     trained = pq.read_table(made.rankers["side"] / "predictions").sort_by("row")
     np.testing.assert_allclose(scored["p_click"].to_numpy()[200:], trained["p_click"], atol=1e-6)
     words = ("--input", f"encoder.sid={made.encoder}", "--set", "ranker_export.checked_rows=150", "--out", "exported")
-    said = run("sidestack.ranker.export", *words)
-    assert "models:/sidestack-ranker@challenger is it" in said
+    printed = run("sidestack.ranker.export", *words)
+    assert "models:/sidestack-ranker@challenger is it" in printed
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(URI_VARIABLE, store)
         for program in get_args(Program):
@@ -465,7 +465,7 @@ def _check_answers(server: ScoringServer) -> None:
         assert status == 400 and body["message"].startswith("inputs[0].") and rule in body["message"]
     assert server.post(b'{"inputs": [{"candidates": [{"price": 1e400}]}]}')[0] == 400
     status, _ = server.post(json.dumps({"inputs": [request_of()]}).encode())
-    assert status == 200  # and goes on serving
+    assert status == 200  # the server still answers
 
 
 def body_of(request: Any) -> bytes:
@@ -473,7 +473,7 @@ def body_of(request: Any) -> bytes:
 
 
 @pytest.mark.slow
-def test_every_wrong_request_is_a_400_over_http_and_the_server_lives_on(
+def test_invalid_requests_get_400_over_http_and_the_server_still_answers(
     versions: dict[str, Path], tmp_path: Path
 ) -> None:
     refused = {body_of(request): f"inputs[0]{rule.removeprefix('r')}" for request, rule in FAULTS}
@@ -494,11 +494,11 @@ def test_every_wrong_request_is_a_400_over_http_and_the_server_lives_on(
     with serving(versions["side"].parents[1], tmp_path / "server.log") as server:
         require_refusals(server, body_of(request_of()), refused)
         status, body = server.post(body_of(request_of(candidates=[{"item_id": 2**70, "price": 1.0}])))
-        assert status == 200 and body["predictions"][0]["unknown"] == {"items": 1}  # huge: not known, and counted
+        assert status == 200 and body["predictions"][0]["unknown"] == {"items": 1}  # a huge id is counted as unknown
 
 
 @pytest.mark.slow
-def test_a_server_of_an_altered_model_ends_with_the_fault(versions: dict[str, Path], tmp_path: Path) -> None:
+def test_server_of_an_altered_model_exits_with_the_error(versions: dict[str, Path], tmp_path: Path) -> None:
     model = shutil.copytree(versions["side"].parents[1], tmp_path / "model")
     planted(model / "artifacts" / "version")
     command = [sys.executable, "-m", "sidestack.infra.serve", "--model", str(model), "--port", "0"]
@@ -509,7 +509,7 @@ def test_a_server_of_an_altered_model_ends_with_the_fault(versions: dict[str, Pa
 
 @pytest.mark.slow
 def test_a_model_that_version_0_2_0_exported_is_served(versions: dict[str, Path], tmp_path: Path) -> None:
-    """The packages in its code stand under no other, and its description names the loader so."""
+    """Its packages are not inside `sidestack`, and its description names the loader accordingly."""
     model = Path(shutil.copytree(versions["side"].parents[1], tmp_path / "model"))
     carried = model / "code/sidestack"
     for package in ("encoder", "infra", "ranker"):
@@ -523,7 +523,7 @@ def test_a_model_that_version_0_2_0_exported_is_served(versions: dict[str, Path]
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_a_served_ranker_runs_to_its_end(versions: dict[str, Path], tmp_path: Path) -> None:
+def test_benchmark_of_a_served_ranker_completes(versions: dict[str, Path], tmp_path: Path) -> None:
     model = versions["side"].parents[2]
     ranking.main(["--model", str(model), "--requests", "3", "--clients", "2", "--seconds", "1", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "ranking.json").read_text())["rows"]

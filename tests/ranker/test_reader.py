@@ -59,7 +59,7 @@ def first_rows(dataset: Path, rows: int = 40) -> pa.Table:
 
 
 def batch_of(table: pa.Table, rows_per_request: int = 1) -> Batch:
-    """Make rows of joined ones, so many after another of a request, whose columns are the first one's."""
+    """Return a batch of joined rows; each `rows_per_request` consecutive rows share the first one's request columns."""
     rows = table.num_rows
     shared = [
         name
@@ -83,7 +83,7 @@ def test_bags_hold_each_rows_ids_and_none_for_a_null_sid(dataset: Path) -> None:
     assert table["item_sid"].null_count > 0
 
 
-def test_sequences_stay_aligned_where_a_sid_is_null(dataset: Path) -> None:
+def test_sequences_stay_aligned_when_a_sid_is_null(dataset: Path) -> None:
     table = first_rows(dataset)
     batch = to_ranker_batch(batch_of(table), features_of("sid_ngram"))
     flat = [sid for row in table["history_sids_prefix_4"].to_pylist() for sid in row]
@@ -101,7 +101,7 @@ def test_side_takes_ids_and_no_tables(dataset: Path) -> None:
     assert batch.history_content_TC.shape == (len(batch.sequences.values()), 1)
 
 
-def test_labels_and_weights(dataset: Path) -> None:
+def test_weights_mask_unknown_labels_and_padding(dataset: Path) -> None:
     table = first_rows(dataset)
     batch = to_ranker_batch(batch_of(table), features_of("none"))
     click, conversion = table["click"].to_pylist(), table["conversion"].to_pylist()
@@ -113,7 +113,7 @@ def test_labels_and_weights(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("tasks", [ONE_TASK, CHAIN, TWO_ROOTS], ids=lambda tasks: "-".join(tasks))
-def test_labels_are_those_of_the_datasets_tasks_in_its_order(tmp_path: Path, tasks: dict[str, TaskSpec]) -> None:
+def test_labels_follow_the_tasks_of_the_dataset_in_its_order(tmp_path: Path, tasks: dict[str, TaskSpec]) -> None:
     table = first_rows(write_dataset(tmp_path / "dataset", rows_a_day=128, tasks=tasks))
     features = arm_features(SPEC.model_copy(update={"tasks": tasks}), config_with({}), SIDS)
     assert set(tasks) < set(features.columns) and not {"click", "conversion"} & set(features.columns)
@@ -156,14 +156,14 @@ def test_a_history_longer_than_the_bound_keeps_its_newest_entries_in_every_colum
 
 
 @pytest.mark.parametrize("bounds", [{}, {"max_length": 6}, {"max_entries": 10_000}], ids=str)
-def test_a_bound_that_no_history_reaches_changes_nothing(dataset: Path, bounds: dict[str, Any]) -> None:
+def test_bound_that_no_history_reaches_is_a_no_op(dataset: Path, bounds: dict[str, Any]) -> None:
     batch, newest = batch_of(first_rows(dataset)), NewestEntries(HistoryConfig(**bounds))
     assert newest.of(batch, features_of("side"), 40, 1) is batch
     assert newest.entries_cut == 0
 
 
 def cut_to_the_longest_length_that_fits(lengths: list[int], most: int) -> list[int]:
-    """Try every length: the slow form of `fitting_lengths` for one share."""
+    """Return `fitting_lengths` of one share, found by trying every length."""
     return max(cut for length in range(51) if sum(cut := [min(each, length) for each in lengths]) <= most)
 
 
@@ -182,7 +182,7 @@ def test_the_longest_histories_of_a_share_are_cut_to_one_length_until_all_fit(se
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_a_bound_of_entries_a_batch_cuts_the_same_for_any_number_of_ranks(dataset: Path, world_size: int) -> None:
+def test_bound_of_entries_per_batch_cuts_the_same_for_any_number_of_ranks(dataset: Path, world_size: int) -> None:
     config = config_of("none", model={"history": {"max_entries": 96}})
     features, newest = features_of("none"), NewestEntries(config.model.history)
     split, _ = open_splits(read_dataset(dataset), config)
@@ -221,7 +221,7 @@ def test_a_prefix_with_more_ids_than_rows_is_hashed_by_modulo(dataset: Path) -> 
         ),
     ],
 )
-def test_an_arm_reads_its_own_columns_alone(dataset: Path, arm: str, content: set[str]) -> None:
+def test_arm_reads_only_its_own_columns(dataset: Path, arm: str, content: set[str]) -> None:
     batch = next(open_training(dataset, arm).epoch(0))
     names = [*batch.rows.own.column_names, *batch.rows.shared.column_names]
     assert {name for name in names if "sid" in name} == content
@@ -266,7 +266,7 @@ def test_a_bad_row_is_named_by_file_row_group_column_and_rule(
     path = write_dataset(tmp_path / "dataset", rows_a_day=512, impressions=2)
     table = sid_table(path, table.removeprefix("sids/")) if "/" in table else table
     file = spoil(path, table, SECOND_DAY, replace(name, 200, value))
-    group = 3 if table.endswith("requests") else 1  # of 64 requests, 128 impressions
+    group = 3 if table.endswith("requests") else 1  # a group has 64 requests, 128 impressions
     assert table in str(file)
     with pytest.raises(DataError, match=rf"^{file}, row group {group}: column '{name}': {rule}"):
         list(open_training(path, arm).epoch(0))
@@ -275,7 +275,7 @@ def test_a_bad_row_is_named_by_file_row_group_column_and_rule(
 @pytest.mark.parametrize(
     ("arm", "table", "column"), [("none", "events", "price"), ("none", "labels", "click"), ("side", "sid", "item_sid")]
 )
-def test_a_missing_column_is_named(tmp_path: Path, arm: str, table: str, column: str) -> None:
+def test_missing_column_is_named_in_the_error(tmp_path: Path, arm: str, table: str, column: str) -> None:
     path = write_dataset(tmp_path / "dataset", rows_a_day=64)
     table = sid_table(path, "events") if table == "sid" else table
     file = spoil(path, table, SECOND_DAY, lambda rows: rows.drop_columns([column]))
@@ -284,7 +284,7 @@ def test_a_missing_column_is_named(tmp_path: Path, arm: str, table: str, column:
 
 
 @pytest.mark.parametrize(("base", "column"), [("events", "item_sid"), ("requests", "history_sids")])
-def test_sids_of_another_codebook_in_one_partition_are_refused_where_they_are_read(
+def test_sids_of_another_codebook_in_one_partition_are_refused_when_read(
     tmp_path: Path, base: str, column: str
 ) -> None:
     def change(table: pa.Table) -> pa.Table:
@@ -298,12 +298,12 @@ def test_sids_of_another_codebook_in_one_partition_are_refused_where_they_are_re
     _, held_out = open_splits(read_dataset(path), config_of("side"))
     with pytest.raises(SpecError, match=message):
         list(held_out.open(config_of("side").training, ONE, is_training=False).epoch(0))
-    _, other = open_splits(read_dataset(path), config_of("none"))  # an arm that does not read them does not mind
+    _, other = open_splits(read_dataset(path), config_of("none"))  # an arm that does not read them works
     assert len(list(other.open(config_of("none").training, ONE, is_training=False).epoch(0))) == 2
-    list(open_training(path, "side").epoch(0))  # nor do other dates
+    list(open_training(path, "side").epoch(0))  # other dates are read
 
 
-def test_requests_that_are_not_those_of_the_events_are_refused(tmp_path: Path) -> None:
+def test_requests_that_differ_from_those_of_the_events_are_refused(tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "dataset", rows_a_day=256, impressions=2)
     swapped = pa.array([*range(70), 71, 70, *range(72, 128)])
     file = spoil(path, "requests", SECOND_DAY, lambda rows: rows.take(swapped))
@@ -317,7 +317,7 @@ def requests_of(dataset: Dataset, rows_N: np.ndarray) -> list[int]:
     return joined(dataset.path, ["request_id"], *SPEC.train)["request_id"].take(pa.array(rows_N)).to_pylist()
 
 
-def test_requests_stay_whole_where_rows_per_request_says_so(tmp_path: Path) -> None:
+def test_requests_stay_whole_with_rows_per_request(tmp_path: Path) -> None:
     dataset = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=240, impressions=5))
     config = config_of("side", training={"rows_per_request": 5, "batch_size": 320, "lanes": 4})
     fitting, _ = open_splits(dataset, config)
@@ -335,7 +335,7 @@ def test_requests_stay_whole_where_rows_per_request_says_so(tmp_path: Path) -> N
     assert max(len(list(rows)) for _, rows in groupby(requests_of(dataset, first.rows_N))) < 5
 
 
-def test_windows_of_days_come_in_order_shuffled_inside(dataset: Path) -> None:
+def test_windows_of_days_are_read_in_order_and_shuffled_inside(dataset: Path) -> None:
     config = config_of("none", training={"window_days": 2, "lanes": 4, "batch_size": 64})
     fitting, _ = open_splits(read_dataset(dataset), config)
     batches = list(fitting.open(config.training, ONE, is_training=True).epoch(0))
@@ -351,7 +351,7 @@ def test_windows_of_days_come_in_order_shuffled_inside(dataset: Path) -> None:
         ([], None, (0,)),
         ([], 1, (0, 8, 16, 24)),
         ([], 3, (0, 24)),
-        ([2], 1, (0, 8, 16)),  # rows of the second day: none
+        ([2], 1, (0, 8, 16)),  # the second day has no rows
         ([1, 2], 1, (0, 8)),
         ([4], 3, (0,)),
         ([1, 2, 3, 4], 1, (0,)),
@@ -367,7 +367,7 @@ def test_windows_begin_with_the_first_row_of_their_days(
     assert fitting.windows(days) == starts
 
 
-def test_an_arm_with_content_wants_a_materialized_dataset(tmp_path: Path) -> None:
+def test_arm_with_content_requires_a_materialized_dataset(tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "dataset", sid=None, rows_a_day=64)
     assert dataset_sids(read_dataset(path)) == {}
     with pytest.raises(SpecError, match="'side': the dataset has no SIDs 'sid'; it has none"):
@@ -380,7 +380,7 @@ def laid_out(**arm: object) -> ArmFeatures:
     return arm_features(SPEC, config_with(arm), SIDS)
 
 
-def test_ids_of_any_column_are_hashed_by_modulo_where_its_table_has_fewer_rows(dataset: Path) -> None:
+def test_ids_of_any_column_are_hashed_by_modulo_when_its_table_has_fewer_rows(dataset: Path) -> None:
     rows = {"user_id": 7, "item_id": 64, "topics": 3, "history_item_ids": 50, "slot": 9}  # `slot`: more than its 5 ids
     features = arm_features(SPEC, config_with({}, model={"table_rows": rows}), SIDS)
     assert {f.column: f.rows for f in (*features.bags, *features.sequences)} == rows
@@ -393,7 +393,7 @@ def test_ids_of_any_column_are_hashed_by_modulo_where_its_table_has_fewer_rows(d
             assert jagged[name].values().tolist() == [id % rows[name] for row in lists for id in row]
 
 
-def test_raw_embeddings_are_those_of_the_ids_whatever_rows_their_tables_have(dataset: Path) -> None:
+def test_raw_embeddings_are_looked_up_by_ids_that_are_not_hashed(dataset: Path) -> None:
     arm = {"item": "dense", "history": "dense"}
     config = config_with(arm, model={"table_rows": {"item_id": 8, "history_item_ids": 5}})
     features = arm_features(SPEC, config, SIDS)
@@ -413,7 +413,7 @@ def test_raw_embeddings_are_those_of_the_ids_whatever_rows_their_tables_have(dat
         assert torch.equal(latent(ids_N1, batch.item_known_BS)[0], constants.embeddings["item"][ids].float())
 
 
-def test_rows_of_a_column_that_the_dataset_lacks_are_refused_with_those_it_has() -> None:
+def test_table_rows_of_an_unknown_column_are_refused_listing_the_known_ones() -> None:
     known = "user_id, item_id, slot, topics, history_item_ids"
     with pytest.raises(ConfigError, match=rf"ranker\.model\.table_rows: 'price' is no id column; .* has {known}"):
         arm_features(SPEC, config_with({}, model={"table_rows": {"price": 3}}), SIDS)
@@ -436,12 +436,12 @@ def test_all_sets_of_sids_are_found(dataset: Path) -> None:
         ({"item": "kmeans", "sids": ["clusters"], "clusters": 7}, "clusters=7; the SIDs 'clusters' name 6"),
     ],
 )
-def test_an_arm_that_asks_for_what_is_not_there_is_refused(arm: dict[str, object], message: str) -> None:
+def test_arm_that_does_not_fit_the_sids_is_refused(arm: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         laid_out(**arm)
 
 
-def test_an_embedding_that_is_not_there_is_refused() -> None:
+def test_unknown_embedding_is_refused() -> None:
     with pytest.raises(DataError, match="no embedding 'image'; the dataset has words, behaviour"):
         laid_out(item="dense", embeddings=["image"])
 
@@ -469,8 +469,8 @@ def test_all_clusters_take_both_columns(dataset: Path) -> None:
     bag = to_ranker_batch(batch_of(table), every).bags["item_clusters_clusters"].to_dense()
     rows = zip(table["item_clusters"].to_pylist(), table["item_clusters_1"].to_pylist(), strict=True)
     for ids, (first, second) in zip(bag, rows, strict=True):
-        spelled = [] if first is None else CLUSTERS.unpack(torch.tensor([[first, second]]))[0].tolist()
-        assert ids.tolist() == spelled
+        unpacked = [] if first is None else CLUSTERS.unpack(torch.tensor([[first, second]]))[0].tolist()
+        assert ids.tolist() == unpacked
 
 
 def test_side_may_unpack_a_prefix(dataset: Path) -> None:
@@ -488,7 +488,7 @@ def test_side_may_unpack_a_prefix(dataset: Path) -> None:
         torch.testing.assert_close(row_F, torch.tensor(digits) * (steps / steps.mean())[:4])
 
 
-def test_several_sets_lie_side_by_side(dataset: Path) -> None:
+def test_several_sid_sets_are_separate_columns(dataset: Path) -> None:
     table = first_rows(dataset)
     batch = to_ranker_batch(batch_of(table), laid_out(item="side", history="side", sids=["sid", "lines"]))
     assert batch.item_content_BC.tolist() == [
@@ -505,7 +505,7 @@ def tensors(value: Any) -> list[Any]:
 
 @pytest.mark.parametrize("arm", ["none", "kmeans", "sid_ngram", "side"])
 @pytest.mark.parametrize(("rows", "rows_per_request"), [(7, 1), (20, 1), (40, 1), (16, 3), (40, 8)])
-def test_a_batch_is_split_into_what_its_rows_make_alone(
+def test_split_batch_equals_parts_that_are_converted_separately(
     dataset: Path, arm: str, rows: int, rows_per_request: int
 ) -> None:
     sids = ["clusters"] if arm == "kmeans" else ["sid"]
@@ -526,7 +526,7 @@ def test_a_batch_is_split_into_what_its_rows_make_alone(
                 assert torch.equal(found.lengths(), expected.lengths())
 
 
-def test_evaluation_gives_every_row_once(dataset: Path) -> None:
+def test_evaluation_reads_every_row_once(dataset: Path) -> None:
     config = config_of("none")
     _, testing = open_splits(read_dataset(dataset), config)
     batches = list(testing.open(config.training, ONE, is_training=False).epoch(0))
@@ -534,7 +534,7 @@ def test_evaluation_gives_every_row_once(dataset: Path) -> None:
     assert sorted(rows) == list(range(256))
 
 
-def test_a_batch_moves_whole(dataset: Path) -> None:
+def test_all_tensors_of_a_batch_move_to_the_device(dataset: Path) -> None:
     batch = to_ranker_batch(batch_of(first_rows(dataset)), features_of("sid_ngram"))
     assert batch.to(torch.device("meta")).counts_2T is None
     batch.counts_2T, batch.source = torch.ones(2, 2), batch_of(first_rows(dataset))

@@ -75,14 +75,14 @@ def summary_of(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_predicts_every_test_row_once_with_its_labels(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
+def test_every_test_row_is_predicted_once_with_its_labels(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
     found = pq.read_table(outputs[arm] / "predictions").sort_by("row")
     assert found.schema.equals(prediction_schema(SPEC.tasks))
     events = joined(dataset, None, *SPEC.test)
     assert found["row"].to_pylist() == list(range(2 * ROWS_A_DAY))
     for name in ("user_id", "item_id", "event_time", "click"):
         assert found[name].to_pylist() == events[name].to_pylist()
-    # Only clicks have a conversion to be judged.
+    # Conversions are judged only after a click.
     pairs = zip(events["click"].to_pylist(), events["conversion"].to_pylist(), strict=True)
     assert found["conversion"].to_pylist() == [label if click else None for click, label in pairs]
     assert ((found["p_click"].to_numpy() > 0) & (found["p_click"].to_numpy() < 1)).all()
@@ -108,23 +108,25 @@ def test_other_tasks_are_trained_predicted_and_measured(
     lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert {f"train_{task}_{what}" for task in tasks for what in ("ne", "loss")} < set(lines[0])
     assert {f"test_{task}_ne" for task in tasks} <= set(lines[-1])
-    said = capfd.readouterr().err
-    assert all(f"test_{task}_auc" in said for task in tasks)
+    printed = capfd.readouterr().err
+    assert all(f"test_{task}_auc" in printed for task in tasks)
     is_skipped = children == "entire_space" and tasks is ONE_TASK
-    assert ("children=entire_space changes nothing: no task of the dataset has a parent" in said) == is_skipped
+    assert ("children=entire_space changes nothing: no task of the dataset has a parent" in printed) == is_skipped
 
 
 def train_on_each(world: World, dataset: Path, out: Path) -> None:
     run_stage_body(world, dataset, out, config_of("none", sharding={"types": ["table_wise"]}))
 
 
-def test_a_rank_without_a_sequence_table_predicts_too(dataset: Path, outputs: dict[str, Path], tmp_path: Path) -> None:
+def test_rank_without_a_sequence_table_predicts_all_rows(
+    dataset: Path, outputs: dict[str, Path], tmp_path: Path
+) -> None:
     run_distributed(train_on_each, dataset, tmp_path / "out", world_size=2)
     assert len(json.loads((tmp_path / "out/plan.json").read_text())["real_bytes"]["t_history_item_ids"]) == 1
     one, two = (pq.read_table(out / "predictions").sort_by("row") for out in (outputs["none"], tmp_path / "out"))
     assert two["row"].equals(one["row"])
     flops = [summary_of(out)["flops_per_sample"] for out in (outputs["none"], tmp_path / "out")]
-    assert flops[1] == pytest.approx(flops[0], rel=0.1)  # of the first rank's rows
+    assert flops[1] == pytest.approx(flops[0], rel=0.1)  # counted on the first rank's rows
 
 
 def test_a_held_out_split_without_a_row_is_refused_before_the_training(
@@ -176,7 +178,7 @@ class FullDisk(TableWriter):
 
 
 def failed_predictions(world: World, dataset: Path, out: Path) -> list[str]:
-    """Let the last rank leave out rows, then let its disk be full, and return both errors."""
+    """Make the last rank leave out rows, then make its disk full, and return both errors."""
     errors = []
     faults = {"prediction_table": lambda *args: prediction_table(*args).slice(1), "TableWriter": FullDisk}
     for name, wrong in faults.items():
@@ -196,14 +198,14 @@ def test_predictions_that_lack_rows_or_cannot_be_written_fail_on_every_rank(
     dataset: Path, tmp_path: Path, ranks: int
 ) -> None:
     errors = run_distributed(failed_predictions, dataset, tmp_path / "out", world_size=ranks)
-    batches = 2 * ROWS_A_DAY // 64 + 1  # of each, one row is lacking
+    batches = 2 * ROWS_A_DAY // 64 + 1  # each batch lacks one row
     rule = f"predictions: {2 * ROWS_A_DAY - batches} rows were predicted, the held-out dates have {2 * ROWS_A_DAY}"
     full = f"predictions/part-0000{ranks - 1}.parquet: cannot be written: no space left on the disk"
     assert [(lacking.endswith(rule), writing.endswith(full)) for lacking, writing in errors] == [(True, True)] * ranks
 
 
 def refusal_of_altered(world: World, altered: Path, out: Path) -> list[str]:
-    """Try arms that read the SIDs and one that does not, and return what became of each."""
+    """Train an arm that reads the SIDs, one that reads the items and one that reads neither; return the results."""
     found = []
     for arm in ("side", "dense", "none"):
         try:
@@ -217,16 +219,14 @@ def refusal_of_altered(world: World, altered: Path, out: Path) -> list[str]:
 
 
 def flip_last_byte(file: Path) -> None:
-    """Alter a file behind its manifest's back, its size staying as it is."""
+    """Alter the content of a committed file, but not its size."""
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_an_altered_partition_stops_on_every_rank_the_arms_that_read_it_and_no_other(
-    tmp_path: Path, ranks: int
-) -> None:
+def test_altered_partition_stops_only_the_arms_that_read_it_and_on_every_rank(tmp_path: Path, ranks: int) -> None:
     path = write_dataset(tmp_path / "dataset", rows_a_day=64)
     dataset = read_dataset(path)
     (file,) = dataset.files(dataset.snapshot.sids["sid"].table("sid", "requests"), SPEC.test[1], SPEC.test[1])
@@ -242,7 +242,7 @@ def test_an_altered_partition_stops_on_every_rank_the_arms_that_read_it_and_no_o
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
+def test_summary_has_the_measured_values(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
     summary = summary_of(outputs[arm])
     assert summary["arm"] == arm
     assert summary["tasks"] == prediction_metrics(outputs[arm], tuple(SPEC.tasks))
@@ -258,28 +258,28 @@ def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: di
     assert summary["table_bytes"] - summary["sid_table_bytes"] == (300 + 60 + 5 + 11 + 300) * 8 * 4
 
 
-def test_cut_histories_are_counted_and_told_once(
+def test_cut_histories_are_counted_and_logged_once(
     world: World, dataset: Path, tmp_path: Path, outputs: dict[str, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert summary_of(outputs["side"])["history_entries_cut"] == 0
-    # The paper's model and the options together: what the stage writes is of one kind.
+    # All options of the history at once: the form of the output is the same.
     history = {"max_length": 2, "heads": 2, "encoder_layers": 1, "pooling": "target"}
     training = {"children": "entire_space", "batch_size": 200, "lanes": 8, "epochs": 2}
     config = config_of("side", model={"history": history}, training=training)
     run = run_stage_body(world, dataset, tmp_path / "out", config)
     lengths = [joined(dataset, ["history_times"], day, day)["history_times"].to_pylist() for day in all_days()]
     cut = [sum(max(0, len(row) - 2) for row in rows) for rows in lengths]
-    expected = 2 * sum(cut[:4]) + sum(cut[4:])  # two epochs over four days, and the test once
+    expected = 2 * sum(cut[:4]) + sum(cut[4:])  # two epochs over four days, and the test dates once
     assert summary_of(run.out)["history_entries_cut"] == expected
-    said = [line for line in capfd.readouterr().err.splitlines() if "histories were cut" in line]
-    assert len(said) == 1
-    assert said[0].startswith(f"histories were cut to their newest entries: {expected:,} of ")
+    printed = [line for line in capfd.readouterr().err.splitlines() if "histories were cut" in line]
+    assert len(printed) == 1
+    assert printed[0].startswith(f"histories were cut to their newest entries: {expected:,} of ")
     found = pq.read_table(run.out / "predictions").drop_columns(["p_click", "p_conversion"])
     assert found.equals(pq.read_table(outputs["side"] / "predictions").drop_columns(["p_click", "p_conversion"]))
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_the_plan_is_saved_with_what_it_was_told_expected_and_took(arm: str, outputs: dict[str, Path]) -> None:
+def test_plan_is_saved_with_its_constraints_estimates_and_real_bytes(arm: str, outputs: dict[str, Path]) -> None:
     plan, facts = json.loads((outputs[arm] / "plan.json").read_text()), summary_of(outputs[arm])["plan"]
     assert plan["constraints"].keys() == plan["tables"].keys() == plan["real_bytes"].keys()
     assert plan["constraints"]["t_item_id"] == {
@@ -290,7 +290,7 @@ def test_the_plan_is_saved_with_what_it_was_told_expected_and_took(arm: str, out
     }
     for name, table in plan["tables"].items():
         assert sum(shard["size"][0] for shard in table["shards"]) == table["rows"]
-        # One number a row is RowWiseAdagrad's.
+        # RowWiseAdagrad has one state per row.
         weights = table["rows"] * 8 * 4
         assert plan["real_bytes"][name] == [{"rank": 0, "weight_bytes": weights, "state_bytes": table["rows"] * 4}]
         assert table["shards"][0]["host_bytes"] > weights + table["rows"] * 4
@@ -335,7 +335,7 @@ def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str
     batch = next(testing.open(config.training, ONE, is_training=False).epoch(0))
     lengths_N = pc.list_value_length(batch.rows.column("history_item_ids")).to_numpy()
     rows = len(lengths_N)
-    query = (len(fitting.features.bags) + 1) * d  # ids and the ad's content
+    query = (len(fitting.features.bags) + 1) * d  # ids and the item's content
     width = query + (model.dense_outputs + k) * d
     perceptrons = [
         (2, model.dense_hidden, model.dense_outputs * d), (t, model.content_hidden, d),
@@ -343,7 +343,7 @@ def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str
     ]  # fmt: skip
     a_row = sum(a * b for widths in perceptrons for a, b in pairwise(widths))
     a_row += 2 * model.cross_layers * width * model.cross_rank  # DCNv2: down and up again
-    a_row += query * k * d + k * d * d  # PMA: queries and Theta; its jagged products are no matrix products
+    a_row += query * k * d + k * d * d  # PMA: queries and Theta; its jagged products do not count
     an_entry = 4 * d + t * d  # three recencies and their bias, Omega
     expected = {"side": a_row + an_entry * lengths_N.sum() / rows}
     expected["none"] = expected["side"] - t * d * lengths_N.sum() / rows - t * model.content_hidden
@@ -352,14 +352,14 @@ def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str
         assert summary_of(outputs[arm])["flops_per_sample"] == pytest.approx(2 * multiplications)
 
 
-def test_the_learning_curve_is_logged(outputs: dict[str, Path]) -> None:
+def test_learning_curve_is_logged(outputs: dict[str, Path]) -> None:
     lines = [json.loads(line) for line in (outputs["side"] / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train_click_ne" in line] == [8, 15]
     assert {"test_click_ne", "test_conversion_auc"} <= set(lines[-1])
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_the_model_that_is_left_predicts_what_the_stage_predicted(
+def test_saved_model_reproduces_the_predictions_of_the_stage(
     world: World, dataset: Path, outputs: dict[str, Path], tmp_path: Path, arm: str
 ) -> None:
     bundle = read_bundle(outputs[arm] / FOLDER)
@@ -381,7 +381,7 @@ def test_the_model_that_is_left_predicts_what_the_stage_predicted(
     assert any(name.endswith("momentum1") for name in states)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_rows(
+def test_non_finite_loss_stops_the_training_and_names_the_rows(
     world: World, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sidestack.ranker.blocks.DenseBlock.forward", not_a_number)
@@ -394,7 +394,7 @@ def test_a_validation_run_reads_no_test_date(
 ) -> None:
     config = config_of("side", holdout={"kind": "validation", "validation_days": 1})
     opened: set[Path] = set()
-    # What reads a file opens it by one of these: with the footer that it knows, or for the footer.
+    # Every reader opens a file by one of these: with a known footer, or to read the footer.
     openers: dict[str, Callable[..., Any]] = {
         "sidestack.infra.parquet.open_parquet": sidestack.infra.parquet.open_parquet
     }
@@ -406,7 +406,7 @@ def test_a_validation_run_reads_no_test_date(
         monkeypatch.setattr(name, noted(lambda path, *_: opened.add(path), whole))
     monkeypatch.setattr("sidestack.infra.snapshot.verify", noted(lambda path: opened.add(path / "any"), verify))
     out = run_stage_body(world, dataset, tmp_path / "out", config).out
-    opened = {file for file in opened if file.is_relative_to(dataset)}  # the run's own predictions are read, too
+    opened = {file for file in opened if file.is_relative_to(dataset)}  # the run also reads its own predictions
     assert {file.parts[-3] for file in opened} == {f"date=2024-01-0{day}" for day in (1, 2, 3, 4)}
     tables = {file.relative_to(dataset / "store").parts[0] for file in opened}
     assert tables == {"requests", "events", "labels", "sids"}
@@ -428,7 +428,7 @@ def test_learning_rates_rise_and_then_fall() -> None:
 
 
 def command(folder: Path, out: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """Run the stage as its users do, in a process of its own."""
+    """Run the stage's command in a process of its own."""
     sets = [part for override in overrides for part in ("--set", override)]
     line: list[str | Path] = [sys.executable, "-m", "sidestack.ranker.train", "--config", folder / "config.yaml", *sets]
     line += ["--input", f"dataset={folder / 'dataset'}", "--out", folder / out]
@@ -436,7 +436,7 @@ def command(folder: Path, out: str, *overrides: str) -> subprocess.CompletedProc
     return subprocess.run(line, capture_output=True, text=True, env=clean, check=False)
 
 
-def test_the_command_commits_once_speaks_briefly_and_refuses_clearly(world: World, tmp_path: Path) -> None:
+def test_command_commits_once_logs_briefly_and_refuses_with_a_reason(world: World, tmp_path: Path) -> None:
     with committing(tmp_path / "dataset", world, stage="materialize") as out:
         write_dataset(out, rows_a_day=128)
     (tmp_path / "config.yaml").write_text(
