@@ -34,8 +34,8 @@ from tests.datasets import joined
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import LOCAL
 from tests.ranker.dataset import REQUEST_SPEC, SID, SPEC, write_dataset
+from tests.ranker.exporting import export_inputs
 from tests.ranker.test_admission import Reference
-from tests.ranker.test_export import export_inputs
 from tests.ranker.test_resume import predictions, stopping, summary, train_ranker, weights
 from tests.ranker.test_score import run_score
 from tests.ranker.training import config_of, whole

@@ -17,7 +17,7 @@ from sidestack.ranker.reader import to_ranker_batch
 from sidestack.ranker.sharding import ShardedRanker, build_sharded
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, write_dataset
-from tests.ranker.test_reader import batch_of, first_rows
+from tests.ranker.joined_rows import batch_of, first_rows
 from tests.ranker.test_resume import stopping, train_ranker, weights
 from tests.ranker.training import config_of, whole
 

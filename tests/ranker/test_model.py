@@ -25,7 +25,7 @@ from sidestack.ranker.model import GlobalLoss, joint_logit
 from sidestack.ranker.reader import to_ranker_batch
 from sidestack.ranker.sharding import build_sharded
 from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, jagged, write_dataset
-from tests.ranker.test_reader import batch_of, first_rows
+from tests.ranker.joined_rows import batch_of, first_rows
 from tests.ranker.training import config_of
 
 ALL_OPTIONS = {"heads": 2, "encoder_layers": 1, "pooling": "target"}

@@ -1,6 +1,5 @@
-"""The stage from end to end on one rank: what it writes, what it reports, and how it refuses."""
+"""The ranker's stage from end to end on one rank: predictions, summary, plan, history and saved model."""
 
-import errno
 import json
 import os
 import subprocess
@@ -18,36 +17,30 @@ import pyarrow.parquet as pq
 import pytest
 
 import sidestack.infra.parquet
-import sidestack.ranker.predict
 from sidestack.infra.commit import committing
 from sidestack.infra.distributed import World
-from sidestack.infra.errors import CommitError, DataError, StageError, TrainingError
 from sidestack.infra.footer import read_footer
 from sidestack.infra.manifest import read_manifest, verify
-from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.snapshot import read_dataset
-from sidestack.infra.stage import StageRun
 from sidestack.infra.tables import TaskSpec, ancestors
 from sidestack.infra.tracking import RunLog
 from sidestack.ranker import fit
 from sidestack.ranker.bundle import FOLDER, read_bundle
-from sidestack.ranker.config import RankerConfig
 from sidestack.ranker.constants import read_constants
 from sidestack.ranker.cost import column_cost
 from sidestack.ranker.fit import learning_rates, start_model
-from sidestack.ranker.loss_check import NonFiniteLossError
 from sidestack.ranker.metrics import prediction_metrics, prediction_schema
 from sidestack.ranker.planner import Traffic
-from sidestack.ranker.predict import predict, prediction_table
-from sidestack.ranker.train import open_splits, train
+from sidestack.ranker.predict import predict
+from sidestack.ranker.train import open_splits
 from tests.datasets import joined, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.noted import noted
 from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, all_days, write_dataset
-from tests.ranker.training import ONE, config_of, not_a_number, run_steps
+from tests.ranker.stage import ROWS_A_DAY, run_stage_body, summary_of
+from tests.ranker.training import ONE, config_of
 
 ARMS = ("none", "sid_ngram", "side")
-ROWS_A_DAY = 250  # no multiple of the batch: the last test batches are padded
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +48,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("train") / "dataset", rows_a_day=ROWS_A_DAY)
 
 
-def run_stage_body(world: World, dataset: Path, out: Path, config: RankerConfig) -> StageRun[RankerConfig]:
-    out.mkdir(parents=True, exist_ok=True)
-    log = RunLog.open(world.rank, "ranker", out, config.model_dump(mode="json"), {}, "", None)
-    run = StageRun(config, {"dataset": dataset}, out, world, log)
-    train(run)
-    log.finish("FINISHED")
-    return run
-
-
 @pytest.fixture(scope="module")
 def outputs(world: World, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("out")
     return {arm: run_stage_body(world, dataset, folder / arm, config_of(arm)).out for arm in ARMS}
-
-
-def summary_of(out: Path) -> dict[str, Any]:
-    return json.loads((out / "summary.json").read_text())
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -129,25 +109,6 @@ def test_rank_without_a_sequence_table_predicts_all_rows(
     assert flops[1] == pytest.approx(flops[0], rel=0.1)  # counted on the first rank's rows
 
 
-def test_a_held_out_split_without_a_row_is_refused_before_the_training(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = write_dataset(tmp_path / "plain", rows_a_day=64)
-    given = {day: joined(plain, None, day, day).slice(0, 0 if day >= SPEC.test[0] else 64) for day in all_days()}
-    path = write_snapshot_of(tmp_path / "dataset", SPEC, [], [], given, SIDS.values())
-    monkeypatch.setattr("sidestack.ranker.train.fit", lambda *_: pytest.fail("has trained"))
-    with pytest.raises(DataError, match="0 rows in 8 lanes: not one batch of 64"):
-        run_stage_body(world, path, tmp_path / "out", config_of("none"))
-
-
-def test_a_split_without_a_date_is_refused_before_the_training(world: World, tmp_path: Path) -> None:
-    plain = write_dataset(tmp_path / "plain", rows_a_day=64)
-    given = {day: joined(plain, None, day, day) for day in all_days() if day < SPEC.test[0]}
-    path = write_snapshot_of(tmp_path / "dataset", SPEC, [], [], given, SIDS.values())
-    with pytest.raises(DataError, match="the snapshot has no events from 2024-01-05 to 2024-01-06"):
-        run_stage_body(world, path, tmp_path / "out", config_of("none"))
-
-
 def test_a_label_that_is_null_everywhere_is_trained_and_measured_as_unknown(world: World, tmp_path: Path) -> None:
     plain = write_dataset(tmp_path / "plain", rows_a_day=64)
     given = {}
@@ -168,77 +129,6 @@ def test_a_label_that_is_null_everywhere_is_trained_and_measured_as_unknown(worl
         lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
         assert lines[0]["train_click_loss"] > 0
         assert "test_conversion_ne" not in lines[-1]
-
-
-class FullDisk(TableWriter):
-    """A writer whose disk has no space for the end of the file."""
-
-    def _close(self) -> None:
-        raise OSError(errno.ENOSPC, "no space")
-
-
-def failed_predictions(world: World, dataset: Path, out: Path) -> list[str]:
-    """Make the last rank leave out rows, then make its disk full, and return both errors."""
-    errors = []
-    faults = {"prediction_table": lambda *args: prediction_table(*args).slice(1), "TableWriter": FullDisk}
-    for name, wrong in faults.items():
-        whole = getattr(sidestack.ranker.predict, name)
-        setattr(sidestack.ranker.predict, name, wrong if world.rank == world.size - 1 else whole)
-        try:
-            run_stage_body(world, dataset, out / name, config_of("none"))
-        except (DataError, StageError, TrainingError) as error:
-            errors.append(str(error))
-        finally:
-            setattr(sidestack.ranker.predict, name, whole)
-    return errors
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_predictions_that_lack_rows_or_cannot_be_written_fail_on_every_rank(
-    dataset: Path, tmp_path: Path, ranks: int
-) -> None:
-    errors = run_distributed(failed_predictions, dataset, tmp_path / "out", world_size=ranks)
-    batches = 2 * ROWS_A_DAY // 64 + 1  # each batch lacks one row
-    rule = f"predictions: {2 * ROWS_A_DAY - batches} rows were predicted, the held-out dates have {2 * ROWS_A_DAY}"
-    full = f"predictions/part-0000{ranks - 1}.parquet: cannot be written: no space left on the disk"
-    assert [(lacking.endswith(rule), writing.endswith(full)) for lacking, writing in errors] == [(True, True)] * ranks
-
-
-def refusal_of_altered(world: World, altered: Path, out: Path) -> list[str]:
-    """Train an arm that reads the SIDs, one that reads the items and one that reads neither; return the results."""
-    found = []
-    for arm in ("side", "dense", "none"):
-        try:
-            run_stage_body(world, altered, out / arm, config_of(arm))
-            found.append("trained")
-        except (CommitError, StageError) as error:
-            found.append(str(error))
-        steps = (out / arm / "history.jsonl").exists() and (out / arm / "history.jsonl").read_text()
-        found[-1] += ", after steps" if steps else ""
-    return found
-
-
-def flip_last_byte(file: Path) -> None:
-    """Alter the content of a committed file, but not its size."""
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_altered_partition_stops_only_the_arms_that_read_it_and_on_every_rank(tmp_path: Path, ranks: int) -> None:
-    path = write_dataset(tmp_path / "dataset", rows_a_day=64)
-    dataset = read_dataset(path)
-    (file,) = dataset.files(dataset.snapshot.sids["sid"].table("sid", "requests"), SPEC.test[1], SPEC.test[1])
-    (items,) = dataset.files("items")
-    for altered in (file.path, items.path):
-        flip_last_byte(altered)
-    for errors in run_distributed(refusal_of_altered, path, tmp_path / "out", world_size=ranks):
-        side, dense, none = errors
-        for error, altered in ((side, file.path), (dense, items.path)):
-            assert f"{altered}: SHA-256 " in error and "the file was altered" in error
-            assert not error.endswith("after steps")
-        assert none == "trained, after steps"
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -379,14 +269,6 @@ def test_saved_model_reproduces_the_predictions_of_the_stage(
     states = sharded.state()
     assert states["optimizer.body.interaction.over_arch.0.weight.exp_avg"].abs().sum() > 0
     assert any(name.endswith("momentum1") for name in states)
-
-
-def test_non_finite_loss_stops_the_training_and_names_the_rows(
-    world: World, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sidestack.ranker.blocks.DenseBlock.forward", not_a_number)
-    with pytest.raises(NonFiniteLossError, match=r"click nan.*batch 0, this rank's 64 rows are in .*row group 0"):
-        run_steps(world, dataset, config_of("none"), 2)
 
 
 def test_a_validation_run_reads_no_test_date(

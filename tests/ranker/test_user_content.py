@@ -17,7 +17,7 @@ from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
 from sidestack.ranker.reader import to_ranker_batch
 from sidestack.ranker.sharding import build_sharded
 from tests.ranker.dataset import HABIT, SID, SIDS, SPEC, USER_SPEC, write_dataset_with_users
-from tests.ranker.test_reader import batch_of, first_rows
+from tests.ranker.joined_rows import batch_of, first_rows
 from tests.ranker.training import SMALL, config_with, run_steps
 
 EVERY = {**SIDS, "habit": HABIT}

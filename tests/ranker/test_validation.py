@@ -21,8 +21,8 @@ from sidestack.ranker.validation import Validation, measure_ne
 from tests.datasets import joined, spoil
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SPEC, write_dataset
+from tests.ranker.stage import run_stage_body
 from tests.ranker.test_resume import history, kept_checkpoints, predictions, stopping, summary, train_ranker
-from tests.ranker.test_train import run_stage_body
 from tests.ranker.training import config_of
 
 SEARCH: dict[str, Any] = {"epochs": 4, "validation_days": 1, "checkpoint_every": 8, "log_every": 5}
