@@ -14,7 +14,7 @@ from tests.encoder.fabricated import LOCAL
 
 
 def export_encoder(encoder: Path, sids: Path, out: Path, changes: Mapping[str, Any] | None = None) -> None:
-    """Run the body of stage `export` and commit it."""
+    """Run the body of stage `export` and commit its output."""
     config = parse(ExportConfig, changes or {}, "export")
     with committing(out, LOCAL, stage="export") as staging:
         log = RunLog.open(0, "export", staging, {}, {}, "", None)

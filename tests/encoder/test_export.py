@@ -97,7 +97,7 @@ def test_tables_without_sids_are_refused(dataset: Path, encoder: Path, tmp_path:
 def test_altered_partition_is_refused(materialized: Path, encoder: Path, tmp_path: Path, table: str) -> None:
     folder = Path(shutil.copytree(materialized.parent, tmp_path / "copy"))
     dataset = read_dataset(folder / materialized.name)
-    name = table if table == "items" else dataset.snapshot.materialized["sid"].table("sid", "items")
+    name = table if table == "items" else dataset.snapshot.sids["sid"].table("sid", "items")
     file = dataset.files(name)[0].path
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(CommitError, match=re.escape(f"{file}: SHA-256")):

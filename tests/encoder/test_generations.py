@@ -156,7 +156,8 @@ def test_keep_changes_no_published_sid_over_five_parts_of_five_encoders(tmp_path
         assert after.startswith(before)
         new = later_items(cycle - 1)
         assert np.frombuffer(after[len(before) :], np.int64).tolist() == encoded_by(refreshed[cycle], new)
-        assert encoded_by(refreshed[cycle], new) != encoded_by(refreshed[0], new)  # otherwise nothing is compared
+        # The encoders must differ, or the test would pass with either of them.
+        assert encoded_by(refreshed[cycle], new) != encoded_by(refreshed[0], new)
         summary = summary_of(outs[cycle])
         assert summary["encoded"] == 60
         assert set(summary["sids"]["sid"]["moved"].values()) == {0.0}

@@ -53,7 +53,7 @@ class KillingLog(RunLog):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class AskingLog(RunLog):
+class RequestingLog(RunLog):
     """Request the rank to stop when step 7 is recorded, as a signal does."""
 
     world: World
@@ -127,9 +127,9 @@ def test_several_ranks_resume_bit_for_bit_after_a_kill(dataset: Path, tmp_path: 
 
 def stop_and_train_both(world: World, dataset: Path, folder: Path, changes: dict[str, Any]) -> int | None:
     """Train with a request to stop one rank, and without; return the step that was saved."""
-    AskingLog.world = world
+    RequestingLog.world = world
     with pytest.raises(PreemptedError, match="preempted at step") as stop:
-        train_encoder(world, dataset, folder / "resumed", changes, AskingLog)
+        train_encoder(world, dataset, folder / "resumed", changes, RequestingLog)
     assert not (folder / "resumed").exists()
     world.state.signal, world.state.asked_at, world.state.must_stop = None, None, False
     for name in ("resumed", "whole"):
@@ -263,7 +263,7 @@ def launched(dataset: Path, config: Path, out: Path, threads: int = 1) -> "subpr
 
 
 def killed_after_a_checkpoint(folder: Path, epochs: int) -> tuple[Path, Path, Path]:
-    """Kill a training after its first checkpoint; return dataset, configuration and the path without output."""
+    """Kill a training after its first checkpoint; return dataset, configuration and the path of the missing output."""
     dataset, config, out = folder / "dataset", folder / "run.yaml", folder / "out"
     with committing(dataset, LOCAL, stage="prepare") as staging:
         write_dataset(staging)

@@ -164,7 +164,7 @@ def events(rng: np.random.Generator, day: date, rows: int, digits_ID: np.ndarray
 
 
 def in_requests(table: pa.Table, day: date, impressions: int) -> pa.Table:
-    """Group each `impressions` consecutive rows into a request, with the request's columns of its first row."""
+    """Group every `impressions` consecutive rows into a request that has the request columns of the first row."""
     first_N = np.arange(table.num_rows) // impressions * impressions
     for name in set(request_schema(REQUEST_SPEC).names) & set(table.column_names):
         at = table.schema.get_field_index(name)

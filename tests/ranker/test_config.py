@@ -20,7 +20,7 @@ def test_default_arms_are_the_four_that_are_compared() -> None:
     }
 
 
-def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
+def test_unknown_arm_is_refused_listing_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'sidee' is unknown; arms are none, dense, sid_ngram, side"):
         parse(RankerConfig, {"arm": "sidee"}, "ranker")
     with pytest.raises(ConfigError, match="'densest' is unknown"):
@@ -42,7 +42,7 @@ def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
         ({"training": {"batch_size": 0}}, "ranker.training.batch_size"),
     ],
 )
-def test_bad_values_are_refused_by_key(values: dict[str, object], message: str) -> None:
+def test_bad_values_are_refused_naming_the_key(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(RankerConfig, values, "ranker")
 

@@ -51,7 +51,7 @@ def test_inputs_that_determine_labels_are_important_and_noise_is_not(dataset: Pa
     assert max(by_name["item's content"], by_name["item_id"]) > 5 * abs(by_name["slot"])  # clicks depend on the item
 
 
-def apart(requests: pa.Table) -> list[tuple[list[float]]]:
+def seconds_before_request(requests: pa.Table) -> list[tuple[list[float]]]:
     """Return by how many seconds the entries of histories precede their requests."""
     times = zip(requests["event_time"].to_pylist(), requests["history_times"].to_pylist(), strict=True)
     return [([(at - entry).total_seconds() for entry in entries],) for at, entries in times]
@@ -69,7 +69,7 @@ def test_only_the_columns_of_an_input_are_shuffled_and_they_stay_together(datase
         assert {*one.columns} & {*rows.own.column_names, *rows.shared.column_names} == {*one.columns}
     mixed = shuffle(rows, ("history_item_ids", "history_times"), np.random.default_rng(0))
     assert mixed.shared["history_times"] != rows.shared["history_times"]
-    assert sorted(apart(rows.shared)) == sorted(apart(mixed.shared))
+    assert sorted(seconds_before_request(rows.shared)) == sorted(seconds_before_request(mixed.shared))
     assert [len(ids) for ids in mixed.shared["history_item_ids"].to_pylist()] == [
         len(times) for times in mixed.shared["history_times"].to_pylist()
     ]

@@ -50,7 +50,7 @@ def estimate(
     better: Better = "lower",
     others_AUR: tuple[Floats, ...] = (),
 ) -> GainEstimate | None:
-    """Return the gain between two arms from each user's loss in each replicate; other arms widen the pool."""
+    """Return the gain between two arms from each user's loss in each replicate; other arms add to the deviation."""
     both_UC = np.stack([arm_UR.sum(axis=1), reference_UR.sum(axis=1)], axis=1)
     arm_B, reference_B = resample_users(both_UC, 400, seed).T
     arm, reference = Sums(arm_UR.sum(axis=0), arm_B), Sums(reference_UR.sum(axis=0), reference_B)
@@ -113,7 +113,7 @@ def test_interval_is_that_of_students_t_when_users_are_identical(replicates: int
         found = estimate(arm_UR, reference_UR, seed=seed)
         assert found is not None and found.seeds is not None
         low, high = found.interval
-        assert high - found.gain == pytest.approx(reach * found.seeds, rel=0.07)  # inexact by 400 strata and logarithms
+        assert high - found.gain == pytest.approx(reach * found.seeds, rel=0.07)  # approximate: 400 strata, logarithms
         assert found.gain - low == pytest.approx(high - found.gain)
 
 

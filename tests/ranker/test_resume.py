@@ -106,7 +106,7 @@ def finish_both(world: World, dataset: Path, folder: Path) -> None:
         train_ranker(world, dataset, folder / name)
 
 
-def test_no_checkpoint_is_written_of_a_non_finite_loss(
+def test_no_checkpoint_is_written_after_a_non_finite_loss(
     world: World, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sidestack.ranker.blocks.DenseBlock.forward", not_a_number)
@@ -181,7 +181,8 @@ def test_checkpoint_resumes_on_another_number_of_ranks_to_close_weights(dataset:
     run_distributed(finish_both, dataset, tmp_path, world_size=1)
     ours, theirs = weights(tmp_path / "moved"), weights(tmp_path / "whole")
     assert ours.keys() == theirs.keys()
-    for name in theirs:  # the order of sums differs; initial values lie within 1e-2, so a restarted table shows
+    # The order of sums differs. Initial values lie within 1e-2, so that a restarted table would be detected.
+    for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=named(name))
     assert summary(tmp_path / "moved")["resumed_from_step"] == 40
 
@@ -206,19 +207,21 @@ def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path:
     assert kept_checkpoints(tmp_path / "out") == ["step-000000000032", "step-000000000040"]
 
 
-def both_ways_asked(world: World, dataset: Path, folder: Path, where: str, training: dict[str, Any]) -> int:
+def train_with_and_without_request(
+    world: World, dataset: Path, folder: Path, where: str, training: dict[str, Any]
+) -> int:
     """Train with a request to stop one rank at some place, and without; return the step that was saved."""
     place = {"train": "sidestack.ranker.fit.learning_rates", "predict": "sidestack.ranker.train.predict",
              "measure": "sidestack.ranker.validation.measure_ne"}[where]  # fmt: skip
     kept = pkgutil.resolve_name(place)
 
-    def asked(*args: Any) -> Any:
+    def with_request(*args: Any) -> Any:
         if world.is_main and (where != "train" or args[1] == STOP):
             world.state.ask_to_stop("SIGTERM")
         return kept(*args)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(place, asked)
+    patch.setattr(place, with_request)
     with pytest.raises(PreemptedError, match="preempted at step") as stop:
         train_ranker(world, dataset, folder / "resumed", **training)
     patch.undo()
@@ -242,7 +245,7 @@ def test_stop_request_to_one_rank_saves_the_same_step_on_all(
 ) -> None:
     # With a checkpoint every 100 steps, the one that the training resumes from is that of the request.
     changes = {**training, "checkpoint_every": 100}
-    saved, same = run_distributed(both_ways_asked, dataset, tmp_path, where, changes, world_size=2)
+    saved, same = run_distributed(train_with_and_without_request, dataset, tmp_path, where, changes, world_size=2)
     assert saved == same
     assert steps[0] <= saved <= steps[1]
     resumed, whole = tmp_path / "resumed", tmp_path / "whole"

@@ -58,7 +58,9 @@ def test_window_is_measured_like_held_out_rows(world: World, dataset: Path, tmp_
     assert found == pytest.approx({task: expected[task]["ne"] for task in SPEC.tasks}, rel=1e-6)
 
 
-def test_search_gives_the_training_of_its_number_of_epochs(world: World, dataset: Path, tmp_path: Path) -> None:
+def test_search_result_equals_a_training_of_the_chosen_number_of_epochs(
+    world: World, dataset: Path, tmp_path: Path
+) -> None:
     searched = run_stage_body(world, dataset, tmp_path / "searched", config_of("sid_ngram", training=SEARCH)).out
     budget = summary(searched)["budget"]
     means = Validation(**budget["validation"]).means

@@ -18,7 +18,16 @@ from tests.ranker.dataset import REQUEST_SPEC, SIDS, write_dataset
 from tests.ranker.training import config_of, open_training
 
 # Operators whose result's shape, or whose use by Python, needs the values of a tensor.
-ASKING = {"_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero", "unique_dim", "_unique2"}
+READING_VALUES = {
+    "_local_scalar_dense",
+    "equal",
+    "is_nonzero",
+    "item",
+    "masked_select",
+    "nonzero",
+    "unique_dim",
+    "_unique2",
+}
 
 
 class NoWaits(TorchDispatchMode):
@@ -29,7 +38,7 @@ class NoWaits(TorchDispatchMode):
         indices = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else []
         is_mask = any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
         is_by_values = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
-        assert name not in ASKING and not is_mask and not is_by_values, f"the host waits for {func}"
+        assert name not in READING_VALUES and not is_mask and not is_by_values, f"the host waits for {func}"
         return func(*args, **(kwargs or {}))
 
 
