@@ -1,4 +1,4 @@
-"""The encoder's stage, one of whose ranks is killed before a step of its first attempt: DYING=RANK:STEP."""
+"""Run the encoder's stage with one rank killed before a step of its first attempt: DYING=RANK:STEP."""
 
 import os
 import signal
@@ -6,14 +6,14 @@ import signal
 from sidestack.encoder import train, trainer
 
 RANK, STEP = (int(word) for word in os.environ["DYING"].split(":"))
-kept = trainer.Trainer._take_step
+original_take_step = trainer.Trainer._take_step
 
 
 def take_step(self: trainer.Trainer, rows: trainer.TrainingRows) -> None:
     is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if is_first and self.world.rank == RANK and self.step == STEP:
         os.kill(os.getpid(), signal.SIGKILL)
-    kept(self, rows)
+    original_take_step(self, rows)
 
 
 if __name__ == "__main__":

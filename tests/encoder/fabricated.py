@@ -1,4 +1,4 @@
-"""A small dataset of the tables' contract, with missing signals, and stages run on it."""
+"""Fabricate a small dataset with missing signals, and run the encoder's stages on it."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -45,10 +45,10 @@ SPEC = DatasetSpec(
 BARE_ITEMS = (17, 400, 699)
 """Items without any signal: their SID is null."""
 BARE_USERS = (3, 39)
-"""Users without any."""
+"""Users without any signal."""
 DAYS = (SPEC.train[0], SPEC.test[0])
 GROUP_ROWS = 90
-"""Rows of a row group of items."""
+"""Rows per row group of the item table."""
 
 ENCODER: dict[str, Any] = {
     "network": {"embedding_width": 16, "categorical_width": 8, "hidden": 32, "blocks": 1},
@@ -67,14 +67,14 @@ def write_dataset(
     store: Path | None = None,
     row_group_rows: int = GROUP_ROWS,
 ) -> Path:
-    """Write a snapshot: two parts of items, one of users, two days of events; the same bytes every time.
+    """Write a snapshot with two parts of items, one of users and two days of events; the same bytes every time.
 
     Args:
-        path: its folder. parts: of the items; the new ones among them say how many items there are.
+        path: its folder. parts: of the item table; `num_items` is the sum of their new items.
         days: joined impressions by date.
-        store: of the partitions, of which those that are there already are not made again; by default one inside
-            `path`, so that a test can copy and spoil it.
-        row_group_rows: items of a row group.
+        store: folder of the partition store, whose existing partitions are reused; by default one inside `path`, so
+            that a test can copy and corrupt it.
+        row_group_rows: items per row group.
     """
     path.mkdir(parents=True, exist_ok=True)
     kept = Store(store or path / "store")
@@ -92,7 +92,7 @@ def write_dataset(
 def write_parts(
     store: Store, entity: Entity, tables: Sequence[pa.Table], row_group_rows: int = GROUP_ROWS
 ) -> list[PartitionEntry]:
-    """Write parts as `infra.store.write_part` does, in small row groups, three of them a file."""
+    """Write parts as `infra.store.write_part` does, but with small row groups, three per file."""
     name, first, entries = CONTENT[entity], 0, []
     file_rows = 3 * row_group_rows
     for number, table in enumerate(tables):
@@ -120,11 +120,11 @@ def write_table(path: Path, table: pa.Table, row_group_rows: int = GROUP_ROWS) -
 
 
 def edit(path: Path, table: str, change: Callable[[pa.Table], pa.Table], only: str = "") -> list[Path]:
-    """Put others in the place of a table's partitions, their rows changed, and return the new files.
+    """Replace a table's partitions by partitions with changed rows, and return the new files.
 
     Args:
-        path: the snapshot. table: the table. change: of the rows of a partition.
-        only: the one slice to change; by default all.
+        path: the snapshot. table: the table. change: maps the rows of a partition to the new rows.
+        only: the only slice to change; by default all.
     """
     dataset = read_dataset(path)
     store = Store(dataset.store)
@@ -151,7 +151,7 @@ def edit(path: Path, table: str, change: Callable[[pa.Table], pa.Table], only: s
 
 
 def replaced(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
-    """Return a table with another column in the place of one; its type may be another one."""
+    """Return the table with one column replaced; the new column may have another type."""
     at = table.column_names.index(name)
     return table.set_column(at, pa.field(name, column.type, table.schema.field(at).nullable), column)
 
@@ -166,7 +166,7 @@ def users() -> pa.Table:
 
 
 def item_table() -> pa.Table:
-    """Return items whose signals share a latent cause of 6 numbers; a fifth of each but `type` is missing."""
+    """Return items whose signals share a latent cause of 6 numbers; a fifth of each signal but `type` is missing."""
     rng = np.random.default_rng(0)
     num = SPEC.num_items
     cause_NC = rng.standard_normal((num, 6))
@@ -194,7 +194,7 @@ def item_parts(table: pa.Table | None = None) -> list[pa.Table]:
 
 
 def events(day: date, rows: int = 200) -> pa.Table:
-    """Return a day's joined impressions, two of a request; items without signals are shown and in histories."""
+    """Return a day's joined impressions, two per request; items without signals are shown and occur in histories."""
     rng = np.random.default_rng(day.day)
     midnight = datetime(day.year, day.month, day.day, tzinfo=UTC).replace(tzinfo=None)
     requests = rows // 2
@@ -239,7 +239,7 @@ def train_encoder(
     start: Path | None = None,
     profile: int = 0,
 ) -> None:
-    """Run the body of stage `encoder` and commit it, as its main program would."""
+    """Run the body of stage `encoder` and commit its output, as its main program does."""
     config = parse(EncoderConfig, merged(ENCODER, changes or {}), "encoder")
     facts: dict[str, Any] = {}
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "encoder", {}, config)
@@ -260,10 +260,10 @@ def materialize_dataset(
     changes: Mapping[str, Any] | None = None,
     published: Path | None = None,
 ) -> None:
-    """Run the body of stage `materialize` and commit it.
+    """Run the body of stage `materialize` and commit its output.
 
     Args:
-        encoders: one, or several by their SIDs' name. published: an earlier output of the stage.
+        encoders: one bundle, or several keyed by SID name. published: an earlier output of the stage.
     """
     config = parse(MaterializeConfig, merged(MATERIALIZE, changes or {}), "materialize")
     facts: dict[str, Any] = {}
@@ -276,7 +276,7 @@ def materialize_dataset(
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay changes over nested settings."""
+    """Return nested settings with changes merged in; a mapping with a `kind` replaces the earlier one."""
     out = dict(base)
     for key, value in changes.items():
         deeper = isinstance(value, Mapping) and isinstance(out.get(key), Mapping) and "kind" not in value

@@ -1,4 +1,4 @@
-"""Writes `golden_losses.json` anew: `python -m tests.encoder.golden`. Look at the difference before committing it."""
+"""Regenerate `golden_losses.json`: `python -m tests.encoder.golden`. Review the difference before committing it."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""An encoder's batch and epochs follow from the items where they are not written."""
+"""The rule that derives an encoder's batch size and epochs from the number of items where they are not configured."""
 
 from typing import Any
 
@@ -25,14 +25,14 @@ def config(**training: Any) -> EncoderConfig:
         (10**9, 256, 2),
     ],
 )
-def test_few_items_are_seen_more_often_in_smaller_batches(rows: int, batch: int, epochs: int) -> None:
+def test_fewer_items_get_more_epochs_and_smaller_batches(rows: int, batch: int, epochs: int) -> None:
     training = decide(config(), rows).training
     assert (training.batch_size, training.epochs) == (batch, epochs)
     if 2 < epochs < 40:
         assert rows // batch * (epochs - 1) < MIN_STEPS <= rows // batch * epochs
 
 
-def test_what_is_written_is_taken_as_it_is_and_not_told() -> None:
+def test_configured_values_are_kept_and_not_logged() -> None:
     written = config(epochs=3, batch_size=100, lanes=4)
     training = decide(written, 2_000).training
     assert (training.epochs, training.batch_size) == (3, 100)
@@ -42,7 +42,7 @@ def test_what_is_written_is_taken_as_it_is_and_not_told() -> None:
     assert decide(config(lanes=6), 2_000).training.batch_size == 66
 
 
-def test_what_was_decided_is_told() -> None:
+def test_derived_values_are_logged_and_described() -> None:
     asked = config()
     decided = decide(asked, 20_000)
     assert decisions_message(asked, decided, 20_000) == "encoder: by rule, from 20,000 items: batch_size=128, epochs=10"

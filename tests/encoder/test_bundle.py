@@ -1,4 +1,4 @@
-"""The bundle: same weights and spec back, and a fingerprint over all that decides an id and no more."""
+"""The encoder bundle: round trip of weights and spec, and a fingerprint over exactly what determines SIDs."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def change_weight(bundle: Path, name: str) -> None:
     save_file(weights, bundle / WEIGHTS_FILE)
 
 
-def test_a_bundle_comes_back_as_it_was_saved(encoder: Path) -> None:
+def test_bundle_round_trip_preserves_weights_and_spec(encoder: Path) -> None:
     bundle = load_bundle(encoder, CPU)
     assert not bundle.model.training
     assert bundle.spec.fingerprint == fingerprint(bundle.model, bundle.config)
@@ -47,17 +47,17 @@ def test_changed_weights_are_refused(copy: Path, name: str) -> None:
         load_bundle(copy, CPU)
 
 
-def test_the_decoder_decides_no_id(copy: Path, encoder: Path) -> None:
+def test_fingerprint_does_not_cover_decoder_weights(copy: Path, encoder: Path) -> None:
     change_weight(copy, "decoder.unmix.0.weight")
     with pytest.raises(DataError, match="SHA-256 is not encoder.json's: the file was altered"):
         load_bundle(copy, CPU)
     description = json.loads((copy / ENCODER_FILE).read_text())
-    del description["weights"]  # as an earlier version wrote it
+    del description["weights"]  # earlier versions wrote no digest of the weights
     (copy / ENCODER_FILE).write_text(json.dumps(description))
     assert load_bundle(copy, CPU).spec == load_bundle(encoder, CPU).spec
 
 
-def test_settings_that_decide_ids_are_in_the_fingerprint(encoder: Path) -> None:
+def test_fingerprint_covers_only_settings_that_determine_ids(encoder: Path) -> None:
     bundle = load_bundle(encoder, CPU)
     other = bundle.config.quantizer.model_copy(update={"assign": "codeword"})
     changed = bundle.config.model_copy(update={"quantizer": other})
@@ -67,7 +67,7 @@ def test_settings_that_decide_ids_are_in_the_fingerprint(encoder: Path) -> None:
     assert fingerprint(bundle.model, trained_alike) == bundle.spec.fingerprint
 
 
-def test_where_digits_are_searched_the_decoder_and_the_weights_decide_ids(encoder: Path) -> None:
+def test_fingerprint_covers_decoder_and_signal_weights_when_digits_are_searched(encoder: Path) -> None:
     bundle = load_bundle(encoder, CPU)
     model = bundle.model
 
@@ -87,7 +87,7 @@ def test_where_digits_are_searched_the_decoder_and_the_weights_decide_ids(encode
     assert of(1) != reweighted
 
 
-def test_what_is_no_bundle_is_refused(copy: Path, tmp_path: Path) -> None:
+def test_invalid_bundle_is_refused(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not an encoder bundle"):
         load_bundle(tmp_path / "nowhere", CPU)
     description = json.loads((copy / ENCODER_FILE).read_text())
@@ -101,7 +101,7 @@ def test_what_is_no_bundle_is_refused(copy: Path, tmp_path: Path) -> None:
 
 
 def rewrite(bundle: Path, changes: Callable[[dict[str, Any]], None]) -> None:
-    """Change `encoder.json` as another version would have written it, its fingerprint included."""
+    """Rewrite `encoder.json` as another version would have written it, including its fingerprint."""
     model = load_bundle(bundle, CPU).model
     description = json.loads((bundle / ENCODER_FILE).read_text())
     changes(description)
@@ -109,11 +109,11 @@ def rewrite(bundle: Path, changes: Callable[[dict[str, Any]], None]) -> None:
     (bundle / ENCODER_FILE).write_text(json.dumps(description))
 
 
-def test_a_bundle_written_before_a_field_was_there_has_its_default(copy: Path, encoder: Path) -> None:
+def test_bundle_without_a_newer_field_loads_with_its_default(copy: Path, encoder: Path) -> None:
     def leave_out(description: dict[str, Any]) -> None:
         del description["version"], description["spec"]["bound"]
         del description["config"]["training"]["precision"]
-        del description["config"]["network"]["blocks"]  # decides ids: it was not in that version's fingerprint
+        del description["config"]["network"]["blocks"]  # determines ids, but was not in that version's fingerprint
 
     rewrite(copy, leave_out)
     older, bundle = load_bundle(copy, CPU), load_bundle(encoder, CPU)
@@ -122,7 +122,7 @@ def test_a_bundle_written_before_a_field_was_there_has_its_default(copy: Path, e
     assert older.spec.model_copy(update={"fingerprint": bundle.spec.fingerprint}) == bundle.spec
 
 
-def test_a_bundle_of_a_later_version_names_both(copy: Path) -> None:
+def test_refusal_of_a_later_bundle_names_both_versions(copy: Path) -> None:
     def add(description: dict[str, Any]) -> None:
         description["config"]["network"]["experts"] = 4
         description["version"] = "7.1"

@@ -1,4 +1,4 @@
-"""A training one of whose ranks is killed goes on from its last checkpoint, restarted by torchrun."""
+"""Encoder training resumes from its last checkpoint after torchrun restarts a killed rank."""
 
 import json
 import shutil
@@ -41,14 +41,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("step", range(20))
-def test_twenty_of_twenty_restarts_end_as_the_undisturbed_training(
+def test_restarted_training_ends_with_the_weights_of_an_uninterrupted_one(
     folder: Path, step: int, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("fault", "a rank of an encoder's training killed, and restarted by torchrun")
     out, whole = folder / f"killed-{step}", folder / "whole"
     train(folder, out, dying=f"{step % 2}:{step}")
     resumed = json.loads((out / "summary.json").read_text())["resumed_from_step"]
-    # A checkpoint is written while training goes on, and counts a quarter of EVERY later: killed at once, it is lost.
+    # A checkpoint is written in the background and becomes valid EVERY / 4 steps later; an earlier kill loses it.
     assert (resumed or 0) in {(step - 1) // EVERY * EVERY, step // EVERY * EVERY} - {-EVERY}
     record_property("steps_lost", step - (resumed or 0))
     assert (out / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()

@@ -1,4 +1,4 @@
-"""What is measured on held-out items: codebook use, losses by prefix."""
+"""Metrics measured on held-out items: codebook use and losses by prefix."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from sidestack.encoder.signals import signal_batch
 from tests.encoder.fabricated import LOCAL, item_table
 
 
-def test_histogram_counts_every_digit_by_itself() -> None:
+def test_histogram_counts_every_digit_separately() -> None:
     digits_BN = torch.tensor([[0, 2], [0, 1], [1, 2], [0, 2]])
     assert count_values(digits_BN, 3).tolist() == [[3, 1, 0], [0, 1, 3]]
 
 
-def test_use_of_even_skewed_and_empty_digits() -> None:
+def test_codebook_use_of_even_skewed_and_empty_digits() -> None:
     use = codebook_use(torch.tensor([[5, 5, 5, 5], [8, 8, 0, 0], [16, 0, 0, 0], [0, 0, 0, 0]]))
     assert use["entropy_bits"] == pytest.approx([2, 1, 0, 0])
     assert use["most_bits"] == 2
@@ -27,15 +27,15 @@ def test_use_of_even_skewed_and_empty_digits() -> None:
     assert use["use"] == pytest.approx([1, 1 / 3, 0, 0])
 
 
-def test_use_is_measured_by_what_so_many_rows_can_show() -> None:
-    """Four rows of different values are all that four rows can do, however many values there are."""
+def test_codebook_use_is_relative_to_the_number_of_rows() -> None:
+    """Four rows can take at most four values, however many values a digit has."""
     one_each_NL = torch.zeros(1, 256, dtype=torch.int64)
     one_each_NL[0, :4] = 1
     assert codebook_use(one_each_NL)["use"] == pytest.approx([1])
 
 
-def test_losses_by_prefix_are_those_of_the_digits_that_are_kept(encoder: Path) -> None:
-    """Against decoding by hand: the sum of the kept digits' codewords through the decoder, item by item."""
+def test_losses_by_prefix_match_decoding_the_kept_digits(encoder: Path) -> None:
+    """Compare with decoding by hand: the sum of the kept digits' codewords through the decoder, item by item."""
     bundle = load_bundle(encoder, LOCAL.device)
     model = bundle.model
     batch = signal_batch(item_table().slice(0, 40), bundle.signals)

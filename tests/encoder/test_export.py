@@ -1,47 +1,30 @@
-"""Stage `export`: the saved model gives the tables' SIDs, one item or many, and names what is wrong with an input."""
+"""Stage `export`: the committed model, its check against the SIDs of the tables, and refused inputs."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from sidestack.benchmarks.scoring_server import Program, ScoringServer, serving
 from sidestack.encoder.bundle import EncoderBundle, load_bundle
-from sidestack.encoder.encoding import BLOCK_ROWS, encode
-from sidestack.encoder.export import (
-    MODEL_FOLDER,
-    Reference,
-    check_model,
-    export,
-    read_reference,
-)
+from sidestack.encoder.export import MODEL_FOLDER, Reference, check_model, read_reference
 from sidestack.encoder.export_config import ExportConfig
-from sidestack.encoder.serving import Item, ServedConfig, ServedEncoder, exact_rows, item_type, sid_is_text
-from sidestack.encoder.sid.spec import SidSpec
-from sidestack.encoder.sid_map import NULL
-from sidestack.encoder.signals import SignalSpec, signal_batch
 from sidestack.infra.code import ROOT
-from sidestack.infra.commit import committing
 from sidestack.infra.config import parse
-from sidestack.infra.errors import CommitError, ConfigError, DataError, SpecError
+from sidestack.infra.errors import CommitError, ConfigError, SpecError
 from sidestack.infra.manifest import verify
 from sidestack.infra.mlflow_store import URI_VARIABLE
-from sidestack.infra.served import load_served, requirements
+from sidestack.infra.served import requirements
 from sidestack.infra.snapshot import read_dataset
-from sidestack.infra.stage import StageRun
-from sidestack.infra.tracking import RunLog
+from tests.encoder.exporting import export_encoder
 from tests.encoder.fabricated import (
-    BARE_ITEMS,
     LOCAL,
     item_parts,
     item_table,
@@ -50,174 +33,11 @@ from tests.encoder.fabricated import (
     train_encoder,
     write_dataset,
 )
-from tests.hostile import require_refusals
 
 CPU = torch.device("cpu")
 
 
-def export_encoder(encoder: Path, sids: Path, out: Path, changes: Mapping[str, Any] | None = None) -> None:
-    """Run the body of stage `export` and commit it."""
-    config = parse(ExportConfig, changes or {}, "export")
-    with committing(out, LOCAL, stage="export") as staging:
-        log = RunLog.open(0, "export", staging, {}, {}, "", None)
-        export(StageRun(config, {"encoder": encoder, "sids": sids}, staging, LOCAL, log))
-
-
-@pytest.fixture(scope="module")
-def sids(dataset: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sids")
-    shutil.copytree(dataset, folder / "dataset")
-    materialize_dataset(LOCAL, folder / "dataset", encoder, folder / "tables")
-    return folder / "tables"
-
-
-@pytest.fixture(scope="module")
-def exported(encoder: Path, sids: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("export") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(URI_VARIABLE, raising=False)
-        export_encoder(encoder, sids, out, {"checked_items": 100})
-    return out
-
-
-@pytest.fixture(scope="module")
-def model(exported: Path) -> Any:
-    return load_served(exported / MODEL_FOLDER)
-
-
-@pytest.fixture(scope="module")
-def bundle(encoder: Path) -> EncoderBundle:
-    return load_bundle(encoder, CPU)
-
-
-@pytest.fixture(scope="module")
-def reference(sids: Path, bundle: EncoderBundle) -> Reference:
-    """All items as a client sends them, and the SIDs in the tables."""
-    return read_reference(read_dataset(sids), bundle, 10_000)
-
-
-def sids_of(answers: list[dict[str, Any]]) -> list[int | None]:
-    return [answer["sid"] for answer in answers]
-
-
-def test_served_sids_are_those_of_the_tables(model: Any, reference: Reference) -> None:
-    answers = model.predict(reference.items)
-    assert sids_of(answers) == sids_of(reference.answers)
-    assert [i for i, sid in enumerate(sids_of(answers)) if sid is None] == list(BARE_ITEMS)
-    for answer in answers:
-        digits = answer["digits"]
-        assert answer["sid"] == (None if digits is None else int("".join(map(str, digits)), 3))
-
-
-def test_one_item_at_a_time_gets_the_same_sid(model: Any, reference: Reference) -> None:
-    chosen = [*range(0, len(reference.items), 7), *BARE_ITEMS]
-    alone = [model.predict([reference.items[i]])[0]["sid"] for i in chosen]
-    assert alone == [reference.answers[i]["sid"] for i in chosen]
-
-
-@pytest.mark.parametrize("kept", [["text_embedding"], ["behaviour_embedding", "type"], ["brand"], []])
-def test_any_signals_may_be_missing(model: Any, bundle: EncoderBundle, reference: Reference, kept: list[str]) -> None:
-    """An absent key and a null are one thing, and the SID is the one of an item that lacks the signal in the tables."""
-    table = item_table().slice(0, 60)
-    for name in set(bundle.signals.names) - set(kept):
-        at = table.column_names.index(name)
-        table = table.set_column(at, table.schema.field(name), pa.nulls(len(table), table.schema.field(name).type))
-    ids_N = encode(bundle, reference.spec, signal_batch(table, bundle.signals))[:, 0]
-    expected = [None if i == NULL else i for i in ids_N.tolist()]
-    absent = [{name: item[name] for name in kept} for item in reference.items[:60]]
-    null = [{name: item[name] if name in kept else None for name in item} for item in reference.items[:60]]
-    assert sids_of(model.predict(absent)) == expected
-    assert sids_of(model.predict(null)) == expected
-    assert any(expected) == bool(kept)
-
-
-def test_numbers_are_rounded_as_the_tables_store_them(model: Any, reference: Reference) -> None:
-    """A text encoder gives float32; the tables keep float16 of it."""
-
-    def finer(value: Any) -> Any:
-        return [x * (1 + 2e-4) for x in value] if isinstance(value, list) else value
-
-    items = [{name: finer(value) for name, value in item.items()} for item in reference.items[:200]]
-    assert items != reference.items[:200]
-    assert sids_of(model.predict(items)) == sids_of(reference.answers[:200])
-
-
-def test_columns_of_a_frame_and_numpy_values_do_as_well(model: Any, reference: Reference) -> None:
-    frame = pa.Table.from_pylist([dict(item) for item in reference.items[:30]]).to_pandas()
-    assert sids_of(model.predict(frame)) == sids_of(reference.answers[:30])
-
-
-def wrong(**changes: Any) -> list[Item]:
-    return [{"brand": 3}, {"text_embedding": [0.5] * 16, **changes}]
-
-
-WRONG: list[tuple[list[Item], str]] = [
-    (wrong(text_embeding=[0.5] * 16), r"inputs\[1\]: unknown signal 'text_embeding'; the model takes .*text_embedding"),
-    (wrong(item_id=4), r"inputs\[1\]: unknown signal 'item_id'"),
-    (wrong(text_embedding=[0.5] * 15), r"inputs\[1\].text_embedding: has 15 numbers, must have 16"),
-    (wrong(text_embedding=[]), r"inputs\[1\].text_embedding: has 0 numbers, must have 16"),
-    (wrong(text_embedding=0.5), r"inputs\[1\].text_embedding: must be a list of 16 numbers, is 0.5"),
-    (wrong(text_embedding="0.5"), r"inputs\[1\].text_embedding: must be a list of 16 numbers, is '0.5'"),
-    (wrong(text_embedding=[0.5] * 15 + ["1"]), r"text_embedding\[15\]: must be a number, is '1'"),
-    (wrong(text_embedding=[None] + [0.5] * 15), r"text_embedding\[0\]: must be a number, is None"),
-    (wrong(text_embedding=[[0.5]] * 16), r"text_embedding\[0\]: must be a number, is \[0.5\]"),
-    (wrong(text_embedding=[0.5, [0.5]] * 8), r"text_embedding\[1\]: must be a number, is \[0.5\]"),
-    (wrong(text_embedding=[0.5] * 15 + [float("nan")]), r"inputs\[1\].text_embedding\[15\]: nan is not finite"),
-    (wrong(text_embedding=[float("-inf")] * 16), r"inputs\[1\].text_embedding\[0\]: -inf is not finite"),
-    (
-        wrong(text_embedding=[1e5] * 16),
-        r"text_embedding\[0\]: 100000.0 is beyond float16, in which the tables store it",
-    ),
-    (wrong(text_embedding=[0.5] * 15 + [10**30]), r"text_embedding\[15\]: 10{30} is beyond float16"),
-    (wrong(text_embedding=[0.5] * 15 + [10**400]), r"text_embedding\[15\]: 1000.*\.\.\..* is not finite"),
-    (wrong(brand=10**400), r"inputs\[1\].brand: 1000.{0,40} is outside"),
-    (wrong(text_embedding=[1e300] * 16), r"text_embedding\[0\]: 1e\+300 is beyond float16"),
-    (wrong(brand=12), r"inputs\[1\].brand: 12 is outside \[0, 12\)"),
-    (wrong(brand=-1), r"inputs\[1\].brand: -1 is outside \[0, 12\)"),
-    (wrong(brand=2.5), r"inputs\[1\].brand: must be an integer, is 2.5"),
-    (wrong(brand=float("inf")), r"inputs\[1\].brand: must be an integer, is inf"),
-    (wrong(brand="3"), r"inputs\[1\].brand: must be an integer, is '3'"),
-    (wrong(brand=True), r"inputs\[1\].brand: must be an integer, is True"),
-    ([{}] * 1025, r"inputs: 1025 items, a request may hold 1024"),
-]
-
-
-@pytest.mark.parametrize(("items", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_a_wrong_input_is_a_bad_request_that_names_item_signal_and_rule(
-    model: Any, items: list[Item], message: str
-) -> None:
-    from mlflow.exceptions import MlflowException
-
-    with pytest.raises(MlflowException, match=message) as caught:
-        model.predict(items)
-    assert caught.value.get_http_status_code() == 400
-    rule = str(caught.value)
-    caught.value.message = f"Failed to predict data '{items}'. \nError: {rule}"  # as MLflow's server does
-    assert json.loads(caught.value.serialize_as_json())["message"] == rule
-
-
-def test_whole_doubles_count_as_integers_and_no_items_give_no_answers(model: Any) -> None:
-    assert model.predict([{"brand": 3.0}]) == model.predict([{"brand": 3}])
-    assert model.predict([]) == []
-
-
-def test_the_signature_names_every_signal_as_optional_and_the_answer(model: Any) -> None:
-    signature = model.metadata.signature.to_dict()
-    (item,), (answer,) = json.loads(signature["inputs"]), json.loads(signature["outputs"])
-    doubles = {"type": "array", "items": {"type": "double"}, "required": False}
-    assert item["properties"] == {
-        "text_embedding": doubles,
-        "behaviour_embedding": doubles,
-        "type": {"type": "long", "required": False},
-        "brand": {"type": "long", "required": False},
-    }
-    assert answer["properties"] == {
-        "sid": {"type": "long", "required": False},
-        "digits": {"type": "array", "items": {"type": "long"}, "required": False},
-    }
-
-
-def test_what_is_committed_is_whole_and_without_pickle(exported: Path, bundle: EncoderBundle) -> None:
+def test_committed_export_is_complete_and_has_no_pickle(exported: Path, bundle: EncoderBundle) -> None:
     manifest = verify(exported)
     names = {
         Path(name).relative_to(MODEL_FOLDER).as_posix() for name in manifest.files if name.startswith(MODEL_FOLDER)
@@ -235,7 +55,7 @@ def test_what_is_committed_is_whole_and_without_pickle(exported: Path, bundle: E
     assert (summary["checked_items"], summary["registered"]) == (100, None)
 
 
-def test_requirements_are_the_pinned_ones(exported: Path) -> None:
+def test_requirements_are_pinned(exported: Path) -> None:
     pinned = (ROOT / "requirements/constraints.txt").read_text() + (ROOT / "requirements/torch.txt").read_text()
     expected = {line.strip().lower() for line in pinned.splitlines()}
     lines = (exported / MODEL_FOLDER / "requirements.txt").read_text().splitlines()
@@ -244,7 +64,7 @@ def test_requirements_are_the_pinned_ones(exported: Path) -> None:
     assert not any("torchrec" in line or "fbgemm" in line for line in lines)
 
 
-def test_a_server_runs_the_models_own_code_and_imports_no_training(exported: Path, tmp_path: Path) -> None:
+def test_server_runs_the_exported_code_and_imports_no_training_code(exported: Path, tmp_path: Path) -> None:
     program = f"""
 import sys, mlflow.pyfunc
 model = mlflow.pyfunc.load_model({str(exported / MODEL_FOLDER)!r})
@@ -261,10 +81,10 @@ print(sorted(heavy & set(sys.modules)))
     assert heavy == "[]"
 
 
-def test_sids_of_another_encoder_are_refused(dataset: Path, sids: Path, tmp_path: Path) -> None:
+def test_sids_of_another_encoder_are_refused(dataset: Path, materialized: Path, tmp_path: Path) -> None:
     train_encoder(LOCAL, dataset, tmp_path / "other", {"training": {"epochs": 1, "seed": 5}})
     with pytest.raises(SpecError, match="the tables were encoded by another encoder"):
-        export_encoder(tmp_path / "other", sids, tmp_path / "out")
+        export_encoder(tmp_path / "other", materialized, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -274,17 +94,17 @@ def test_tables_without_sids_are_refused(dataset: Path, encoder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("table", ["items", "their SIDs"])
-def test_an_altered_partition_is_refused(sids: Path, encoder: Path, tmp_path: Path, table: str) -> None:
-    folder = Path(shutil.copytree(sids.parent, tmp_path / "copy"))
-    dataset = read_dataset(folder / sids.name)
+def test_altered_partition_is_refused(materialized: Path, encoder: Path, tmp_path: Path, table: str) -> None:
+    folder = Path(shutil.copytree(materialized.parent, tmp_path / "copy"))
+    dataset = read_dataset(folder / materialized.name)
     name = table if table == "items" else dataset.snapshot.sids["sid"].table("sid", "items")
     file = dataset.files(name)[0].path
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(CommitError, match=re.escape(f"{file}: SHA-256")):
-        export_encoder(encoder, folder / sids.name, tmp_path / "out")
+        export_encoder(encoder, folder / materialized.name, tmp_path / "out")
 
 
-def test_the_reference_of_a_revised_item_is_the_row_that_its_published_sid_stands_for(
+def test_reference_of_a_revised_item_is_the_row_that_its_published_sid_encodes(
     dataset: Path, encoder: Path, tmp_path: Path
 ) -> None:
     new = replaced(item_table().slice(0, 20), "item_id", pa.array(np.arange(700, 720)))
@@ -297,7 +117,7 @@ def test_the_reference_of_a_revised_item_is_the_row_that_its_published_sid_stand
     assert found.answers[700:] == found.answers[:20]
 
 
-def test_a_model_that_gives_other_sids_is_refused(exported: Path, reference: Reference) -> None:
+def test_model_with_other_sids_than_the_tables_is_refused(exported: Path, reference: Reference) -> None:
     answers = [dict(answer) for answer in reference.answers]
     answers[300]["sid"] = (answers[300]["sid"] + 1) % 729
     altered = Reference(reference.items, answers, reference.spec, reference.stored)
@@ -305,135 +125,19 @@ def test_a_model_that_gives_other_sids_is_refused(exported: Path, reference: Ref
         check_model(exported / MODEL_FOLDER, altered, max_items=128)
 
 
-def test_long_sids_are_served_as_text_in_the_tables_columns(dataset: Path, tmp_path: Path) -> None:
-    """Ids above 2^53 would be rounded by whoever reads JSON's numbers as doubles."""
-    quantizer = {"kind": "structured", "levels": 256, "groups": 1, "depth": 9, "group_dim": 6}
-    train_encoder(LOCAL, dataset, tmp_path / "encoder", {"quantizer": quantizer, "training": {"epochs": 1}})
-    shutil.copytree(dataset, tmp_path / "dataset")
-    materialize_dataset(
-        LOCAL, tmp_path / "dataset", tmp_path / "encoder", tmp_path / "sids", {"prefix_lengths": {"sid": [9]}}
-    )
-    long = load_bundle(tmp_path / "encoder", CPU)
-    tables = read_reference(read_dataset(tmp_path / "sids"), long, 50)
-    config = ServedConfig(signals=long.signals, spec=tables.spec, stored=tables.stored, max_items=50)  # type: ignore[arg-type]
-    assert sid_is_text(tables.spec)
-    for given, answer in zip(ServedEncoder(long, config).answers(tables.items), tables.answers, strict=True):
-        ids = [answer["sid"], answer["sid_1"]]
-        assert [given["sid"], given["sid_1"]] == [None if i is None else str(i) for i in ids]
-        if given["digits"] is not None:
-            assert [int.from_bytes(bytes(part)) for part in (given["digits"][:7], given["digits"][7:])] == ids
-
-
-def test_few_rows_are_encoded_as_a_whole_block_where_that_is_no_other_sum(encoder: Path) -> None:
-    bundle = load_bundle(encoder, CPU)
-    network = bundle.model.encoder
-    assert exact_rows(bundle) in (16, 64, BLOCK_ROWS)
-    last_bit = network.register_forward_hook(lambda module, args, h_BH: h_BH * (1 + (len(h_BH) < 64) * 2e-7))
-    assert exact_rows(bundle) in (64, BLOCK_ROWS)
-    last_bit.remove()
-    network.register_forward_hook(lambda module, args, h_BH: h_BH * (1 + (len(h_BH) < BLOCK_ROWS) * 2e-7))
-    assert exact_rows(bundle) == BLOCK_ROWS
-
-
-def test_without_a_store_the_model_is_not_registered_and_that_is_said(
-    encoder: Path, sids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_missing_registry_is_logged_and_the_model_is_not_registered(
+    encoder: Path,
+    materialized: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv(URI_VARIABLE, raising=False)
-    export_encoder(encoder, sids, tmp_path / "out", {"checked_items": 1})
+    export_encoder(encoder, materialized, tmp_path / "out", {"checked_items": 1})
     assert f"not registered as sidestack-encoder: {URI_VARIABLE} is not set" in capsys.readouterr().err
 
 
-def test_signals_may_have_names_of_methods_and_a_name_that_cannot_be_served_is_refused() -> None:
-    def signals(name: str) -> SignalSpec:
-        return SignalSpec(embeddings={}, categoricals={name: 4}, weights={name: 1.0})
-
-    for name in ("type", "copy", "json", "model_year", "a b"):
-        item = item_type(signals(name))(**{name: 3})
-        assert {**item.__dict__, **(item.model_extra or {})} == {name: 3}
-    for name in ("_hidden", "model_config", "model_fields"):
-        with pytest.raises(DataError, match=f"signal '{name}': cannot be served"):
-            item_type(signals(name))
-
-
-@pytest.mark.parametrize("digits_and_text", [(33, False), (34, True)])
-def test_sids_become_text_when_a_double_no_longer_holds_them(digits_and_text: tuple[int, bool]) -> None:
-    digits, is_text = digits_and_text
-    values = {"quantizer": "structured", "levels": 3, "digits": digits, "depth": digits, "groups": 1, "bound": "clamp"}
-    spec = SidSpec.model_validate({**values, "fingerprint": "0" * 64})
-    odd = int(spec.pack(torch.full((1, digits), 2))) - 1
-    assert sid_is_text(spec) == is_text == (int(float(odd)) != odd)
-
-
 @pytest.mark.parametrize("values", [{"alias": "1"}, {"alias": "a/b"}, {"registered_model": "a/b"}, {"max_items": 0}])
-def test_the_section_is_checked(values: dict[str, Any]) -> None:
+def test_invalid_export_settings_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"export.{next(iter(values))}"):
         parse(ExportConfig, values, "export")
-
-
-def post(server: ScoringServer, items: Any) -> tuple[int, Any]:
-    return server.post(json.dumps({"inputs": items}).encode())
-
-
-@pytest.mark.slow
-def test_the_stage_registers_and_mlflow_serves_it_by_its_alias(
-    encoder: Path, sids: Path, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(URI_VARIABLE, f"sqlite:///{tmp_path}/mlflow.db")
-    (tmp_path / "run.yaml").write_text("{}")
-    for out in ("first", "second"):
-        command = ["--config", "run.yaml", "--input", f"encoder={encoder}", "--input", f"sids={sids}", "--out", out]
-        ran = subprocess.run(
-            [sys.executable, "-m", "sidestack.encoder.export", *command],
-            cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.splitlines() == [
-        "export: registered as sidestack-encoder version 2; models:/sidestack-encoder@champion is it"
-    ]
-    verify(tmp_path / "second")
-    for program in get_args(Program):
-        with serving("models:/sidestack-encoder@champion", tmp_path / "server.log", program) as server:
-            _check_answers(server, reference)
-            _check_refusals(server)
-
-
-def _check_answers(server: ScoringServer, reference: Reference) -> None:
-    for items, expected in (
-        (reference.items[:1], reference.answers[:1]),
-        (reference.items[:256], reference.answers[:256]),
-    ):
-        status, body = post(server, items)
-        assert status == 200
-        assert sids_of(body["predictions"]) == sids_of(expected)
-    assert post(server, [{}]) == (200, {"predictions": [{"sid": None, "digits": None}]})
-
-
-def _check_refusals(server: ScoringServer) -> None:
-    for items, message in WRONG:
-        status, body = post(server, items)
-        assert status == 400
-        assert re.search(message, body["message"])
-        assert "Failed to predict" not in body["message"]
-    for body in (b"{", b"[]", b'{"input": []}', b'{"inputs": 3}', b'{"inputs": [3]}'):
-        status, answer = server.post(body)
-        assert status == 400, answer
-    assert post(server, [{"brand": 3}])[0] == 200  # and goes on serving
-
-
-@pytest.mark.slow
-def test_what_is_hostile_is_refused_in_bounded_memory(exported: Path, tmp_path: Path) -> None:
-    with serving(exported / MODEL_FOLDER, tmp_path / "server.log") as server:
-        require_refusals(
-            server,
-            json.dumps({"inputs": [{"brand": 3}]}).encode(),
-            {
-                b'{"inputs": [{"text_embedding": [' + b"[" * 10**5: "body: lists and objects lie too deep",
-                b'{"inputs": [{"brand": ' + b"1" * 5_000 + b"}]}": "body: an integer has more than 4,300 digits",
-                b'{"inputs": [{"brand": ' + b"1" * 4_000 + b"}]}": "inputs[0].brand: 1111",
-                b'{"inputs": [{"brand": NaN}]}': "inputs[0].brand: must be an integer, is nan",
-                b'{"inputs": [{"brand": 1e400}]}': "inputs[0].brand: must be an integer, is inf",
-                b'{"inputs": [{"' + b"b" * 10**6 + b'": 1}]}': "inputs[0]: unknown signal 'bbb",
-                b'{"inputs": [' + b"[]," * 10**6 + b"1]}": "inputs: 1000001 items, a request may hold 1024",
-                b'{"inputs": ["' + b"b" * 10**7 + b'"]}': "inputs[0]: must be an object, is 'bbb",
-            },
-        )

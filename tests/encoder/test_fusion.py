@@ -1,4 +1,4 @@
-"""VQ-fusion: missing signals are masked in input and loss, rows do not touch each other, parts mirror."""
+"""VQ-fusion: masks for missing signals, losses, independence of rows, the linear start, and signal dropout."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def batch() -> SignalBatch:
 def model(batch: SignalBatch) -> VQFusion:
     torch.manual_seed(0)
     model = VQFusion(CONFIG, SIGNALS).eval()
-    for parameter in model.parameters():  # learned nulls start at zero, the value of a masked slot
+    for parameter in model.parameters():  # learned nulls start at zero, which equals a masked slot
         torch.nn.init.normal_(parameter, std=0.2)
     with torch.no_grad():
         model.quantizer.start(model.encoder(batch), torch.Generator().manual_seed(0))
@@ -44,7 +44,7 @@ def with_garbage_where_missing(batch: SignalBatch) -> SignalBatch:
     )
 
 
-def test_what_lies_under_a_missing_signal_shows_nowhere(model: VQFusion, batch: SignalBatch) -> None:
+def test_values_of_missing_signals_have_no_effect(model: VQFusion, batch: SignalBatch) -> None:
     assert all(not present.all() for present in batch.present.values())
     other = with_garbage_where_missing(batch)
     assert torch.equal(model.encoder(batch), model.encoder(other))
@@ -81,7 +81,7 @@ def test_losses_are_cosine_and_cross_entropy_over_present_rows(model: VQFusion, 
     torch.testing.assert_close(losses.total, weighted + aux, rtol=1e-4, atol=1e-4)
 
 
-def test_a_row_s_code_does_not_depend_on_the_others(model: VQFusion, batch: SignalBatch) -> None:
+def test_latent_of_a_row_does_not_depend_on_other_rows(model: VQFusion, batch: SignalBatch) -> None:
     h_BH = model.encoder(batch)
     alone_BH = torch.cat([model.encoder(batch.sliced(i, i + 1)) for i in range(96)])
     torch.testing.assert_close(h_BH, alone_BH)
@@ -95,7 +95,7 @@ def test_decoder_loss_trains_the_encoder_straight_through(model: VQFusion, batch
     assert all(p.grad is None or not p.grad.any() for p in model.quantizer.parameters())
 
 
-def test_one_signal_and_fsq(batch: SignalBatch) -> None:
+def test_model_with_one_signal_and_fsq_encodes_a_batch(batch: SignalBatch) -> None:
     signals = chosen_signals({"brand": 1.0}, SPEC)
     config = CONFIG.model_copy(update={"quantizer": FsqConfig(levels=8, digits=4)})
     model = VQFusion(config, signals)
@@ -103,8 +103,8 @@ def test_one_signal_and_fsq(batch: SignalBatch) -> None:
     assert torch.isfinite(model(batch, 96).total)
 
 
-def test_the_linear_path_starts_as_a_principal_component_analysis(batch: SignalBatch) -> None:
-    """With as many axes as dimensions and nothing quantized, the untrained network gives every embedding back."""
+def test_linear_path_starts_as_a_principal_component_analysis(batch: SignalBatch) -> None:
+    """With as many axes as dimensions and no quantization, the untrained network reconstructs every embedding."""
     torch.manual_seed(0)
     dims = sum(SIGNALS.embeddings.values())
     wide = {**ENCODER, "quantizer": {"kind": "structured", "groups": 1, "depth": 1, "group_dim": dims}}
@@ -122,7 +122,7 @@ def test_the_linear_path_starts_as_a_principal_component_analysis(batch: SignalB
 @pytest.mark.parametrize(
     "quantizer", [{"kind": "fsq", "digits": 4}, {"kind": "structured", "groups": 2, "group_dim": 2}]
 )
-def test_axes_are_dealt_out_over_blocks_and_scaled_to_fixed_levels(quantizer: dict, batch: SignalBatch) -> None:
+def test_axes_are_distributed_over_blocks_and_scaled_to_fixed_levels(quantizer: dict, batch: SignalBatch) -> None:
     torch.manual_seed(0)
     model = VQFusion(parse(EncoderConfig, {**ENCODER, "quantizer": quantizer}, "encoder"), SIGNALS).eval()
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_signal_dropout_hides_some_signals_of_some_rows_and_never_all(model: VQF
     hidden_KB = torch.stack([batch.present[name] & ~seen.present[name] for name in SIGNALS.names])
     assert all(bool((seen.present[name] <= batch.present[name]).all()) for name in SIGNALS.names)
     assert torch.equal(seen.any_present, batch.any_present)
-    assert 0.3 < hidden_KB.any(0).float().mean() < 0.6  # half of the rows, but for those that keep all by chance
+    assert 0.3 < hidden_KB.any(0).float().mean() < 0.6  # half of the rows, less those that keep all signals by chance
     torch.manual_seed(3)
     losses = model(batch, len(batch))
     torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""Published SIDs over cycles of retraining: appended to, kept under a refreshed encoder, moved by it, or rebuilt."""
+"""Published SIDs over cycles of retraining: appended to, kept under a refreshed encoder, moved to it, or rebuilt."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ MOVE = {"published": "move"}
 
 @pytest.fixture(scope="module")
 def refreshed(dataset: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Encoders, each refreshed from the one before; the first began the generation."""
+    """Return encoders, each refreshed from the previous one; the first began the generation."""
     folder = tmp_path_factory.mktemp("refreshed")
     encoders = [encoder]
     for number in range(CYCLES):
@@ -65,14 +65,14 @@ def rebuilt(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def later_items(cycle: int, number: int = 60) -> pa.Table:
-    """Return the part of items that a cycle brings: the signals of others, in another order each cycle."""
+    """Return the part of items that a cycle adds: the signals of earlier items, in another order each cycle."""
     like_N = np.random.default_rng(cycle).permutation(SPEC.num_items)[:number]
     first = SPEC.num_items + cycle * number
     return replaced(item_table().take(pa.array(like_N)), "item_id", pa.array(np.arange(first, first + number)))
 
 
 def grown(folder: Path, store: Path, cycles: int, parts: Sequence[pa.Table] = ()) -> Path:
-    """Write a snapshot after so many cycles, each of which brought a part of items and a date that shows them."""
+    """Write the snapshot after `cycles` cycles; each added a part of items and a date that shows them."""
     items = [*item_parts(), *(parts or map(later_items, range(cycles)))]
     days = {day: events(day) for day in DAYS}
     for cycle in range(cycles):
@@ -99,7 +99,7 @@ def sids_of(path: Path) -> list[int]:
 
 
 def columns_of(path: Path, day: date) -> dict[str, str]:
-    """Return paths and digests of a date's columns, by table."""
+    """Return paths and digests of a date's SID columns, by table."""
     return {
         entry.table: f"{entry.path} {entry.digest}"
         for entry in read_dataset(path).on_date(day)
@@ -111,7 +111,7 @@ def summary_of(path: Path) -> Any:
     return json.loads((path / "summary.json").read_text())
 
 
-def given_by(encoder: Path, items: pa.Table) -> list[int]:
+def encoded_by(encoder: Path, items: pa.Table) -> list[int]:
     bundle = load_bundle(encoder, CPU)
     ids: list[int] = encode(bundle, bundle.spec, signal_batch(items, bundle.signals))[:, 0].tolist()
     return ids
@@ -121,8 +121,8 @@ def revision(encoder: Path) -> str:
     return load_bundle(encoder, CPU).revision
 
 
-def require_shown(path: Path) -> None:
-    """Check that every impression carries the SIDs that the map has of its item and of its history."""
+def require_sids_of_impressions(path: Path) -> None:
+    """Check that every impression carries the SIDs that the map has for its item and its history."""
     sids = [None if sid == NULL else sid for sid in sids_of(path)]
     rows = joined(path, ["item_id", "item_sid", "item_sid_prefix_2", "history_item_ids", "history_sids"])
     found = [sids[item] for item in rows["item_id"].to_pylist()]
@@ -143,7 +143,7 @@ def test_append_changes_no_published_sid_over_thirty_nights(tmp_path: Path, enco
         assert summary_of(out)["encoded"] == (60 if cycle else SPEC.num_items)
         published = map_of(out)
         assert set_of(out)[1].encodings == (Encoding(first=0, revision=revision(encoder)),)
-    require_shown(out)
+    require_sids_of_impressions(out)
 
 
 def test_keep_changes_no_published_sid_over_five_parts_of_five_encoders(tmp_path: Path, refreshed: list[Path]) -> None:
@@ -155,8 +155,9 @@ def test_keep_changes_no_published_sid_over_five_parts_of_five_encoders(tmp_path
         before, after = map_of(outs[cycle - 1]), map_of(outs[cycle])
         assert after.startswith(before)
         new = later_items(cycle - 1)
-        assert np.frombuffer(after[len(before) :], np.int64).tolist() == given_by(refreshed[cycle], new)
-        assert given_by(refreshed[cycle], new) != given_by(refreshed[0], new)  # or the test could not tell them apart
+        assert np.frombuffer(after[len(before) :], np.int64).tolist() == encoded_by(refreshed[cycle], new)
+        # The encoders must differ, or the test would pass with either of them.
+        assert encoded_by(refreshed[cycle], new) != encoded_by(refreshed[0], new)
         summary = summary_of(outs[cycle])
         assert summary["encoded"] == 60
         assert set(summary["sids"]["sid"]["moved"].values()) == {0.0}
@@ -166,10 +167,10 @@ def test_keep_changes_no_published_sid_over_five_parts_of_five_encoders(tmp_path
     assert listed.generation == set_of(outs[0])[1].generation
     assert [one.revision for one in listed.encodings] == [revision(path) for path in refreshed]
     assert [one.first for one in listed.encodings] == [0, *(SPEC.num_items + 60 * cycle for cycle in range(CYCLES))]
-    require_shown(outs[-1])
+    require_sids_of_impressions(outs[-1])
 
 
-def test_a_cycle_run_again_is_the_same_whatever_was_made_meanwhile(tmp_path: Path, refreshed: list[Path]) -> None:
+def test_repeated_cycle_gives_the_same_snapshot_after_other_outputs(tmp_path: Path, refreshed: list[Path]) -> None:
     store = tmp_path / "store"
     materialize_dataset(LOCAL, grown(tmp_path / "0", store, 0), refreshed[0], tmp_path / "first")
     dataset = grown(tmp_path / "1", store, 1)
@@ -180,8 +181,8 @@ def test_a_cycle_run_again_is_the_same_whatever_was_made_meanwhile(tmp_path: Pat
     assert summary_of(tmp_path / "again")["encoded"] == 0
 
 
-def test_rows_that_revise_repeat_what_their_own_snapshot_published(tmp_path: Path, refreshed: list[Path]) -> None:
-    """The same part after two histories that differ: each repeats its own SIDs."""
+def test_revised_rows_repeat_the_sids_published_in_their_own_history(tmp_path: Path, refreshed: list[Path]) -> None:
+    """The same part follows two different histories: each repeats its own SIDs."""
     store, late = tmp_path / "store", later_items(0)
     revising = pa.concat_tables([replaced(item_table().slice(0, 60), "item_id", late["item_id"]), later_items(1)])
     materialize_dataset(LOCAL, grown(tmp_path / "0", store, 0), refreshed[0], tmp_path / "first")
@@ -192,12 +193,12 @@ def test_rows_that_revise_repeat_what_their_own_snapshot_published(tmp_path: Pat
         materialize_dataset(LOCAL, two, refreshed[3], out, published=middle)
         dataset, listed = set_of(out)
         repeated = content(dataset, listed.table("sid", "items"))["sid"].to_pylist()[760:820]
-        assert [NULL if sid is None else sid for sid in repeated] == given_by(refreshed[number], late)
-        require_shown(out)
-    assert given_by(refreshed[1], late) != given_by(refreshed[2], late)
+        assert [NULL if sid is None else sid for sid in repeated] == encoded_by(refreshed[number], late)
+        require_sids_of_impressions(out)
+    assert encoded_by(refreshed[1], late) != encoded_by(refreshed[2], late)
 
 
-def test_keep_outlives_a_change_of_the_code(
+def test_published_sids_are_kept_after_a_code_change(
     tmp_path: Path, refreshed: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tmp_path / "store"
@@ -212,7 +213,7 @@ def test_keep_outlives_a_change_of_the_code(
         assert columns_of(tmp_path / "second", day) == columns_of(tmp_path / "first", day)
 
 
-def test_a_date_made_anew_has_the_published_sids(tmp_path: Path, refreshed: list[Path]) -> None:
+def test_rewritten_date_has_the_published_sids(tmp_path: Path, refreshed: list[Path]) -> None:
     dataset = grown(tmp_path / "data", tmp_path / "store", 0)
     materialize_dataset(LOCAL, dataset, refreshed[0], tmp_path / "first")
     edit(dataset, "events", lambda rows: replaced(rows, "item_id", rows["item_id"][::-1]), f"date={DAYS[1]}")
@@ -220,16 +221,18 @@ def test_a_date_made_anew_has_the_published_sids(tmp_path: Path, refreshed: list
     assert summary_of(tmp_path / "second")["encoded"] == 0
     assert columns_of(tmp_path / "second", DAYS[0]) == columns_of(tmp_path / "first", DAYS[0])
     assert columns_of(tmp_path / "second", DAYS[1]) != columns_of(tmp_path / "first", DAYS[1])
-    require_shown(tmp_path / "second")
+    require_sids_of_impressions(tmp_path / "second")
 
 
-def test_move_encodes_all_beside_what_was_published_and_tells_the_share(tmp_path: Path, refreshed: list[Path]) -> None:
+def test_move_encodes_all_items_beside_the_published_sids_and_reports_the_share(
+    tmp_path: Path, refreshed: list[Path]
+) -> None:
     store = tmp_path / "store"
     materialize_dataset(LOCAL, grown(tmp_path / "0", store, 0), refreshed[0], tmp_path / "first")
     one = grown(tmp_path / "1", store, 1)
     materialize_dataset(LOCAL, one, refreshed[1], tmp_path / "moved", MOVE, published=tmp_path / "first")
     items = pa.concat_tables([item_table(), later_items(0)])
-    before, after = given_by(refreshed[0], item_table()), given_by(refreshed[1], items)
+    before, after = encoded_by(refreshed[0], item_table()), encoded_by(refreshed[1], items)
     assert sids_of(tmp_path / "moved") == after
     summary = summary_of(tmp_path / "moved")
     assert summary["encoded"] == 760
@@ -240,21 +243,22 @@ def test_move_encodes_all_beside_what_was_published_and_tells_the_share(tmp_path
     assert 0 < summary["sids"]["sid"]["moved"]["6"] < 1
     (_, was), (_, now) = (set_of(tmp_path / name) for name in ("first", "moved"))
     assert now.generation == f"{was.generation}-{revision(refreshed[1])[:12]}"
-    assert now.spec == was.spec  # the same fingerprint: a ranker takes both
+    assert now.spec == was.spec  # same fingerprint: a ranker accepts both
     assert now.encodings == (Encoding(first=0, revision=revision(refreshed[1])),)
     spec = SidSpec.model_validate(now.spec)
     assert torch.equal(read_codebook(tmp_path / "first", spec), read_codebook(tmp_path / "moved", spec))
     for name in ("first", "moved"):
-        require_shown(tmp_path / name)
+        require_sids_of_impressions(tmp_path / name)
 
-    two = grown(tmp_path / "2", store, 2)  # and from there on they are kept
+    # Later cycles keep the moved SIDs.
+    two = grown(tmp_path / "2", store, 2)
     materialize_dataset(LOCAL, two, refreshed[2], tmp_path / "kept", published=tmp_path / "moved")
     assert map_of(tmp_path / "kept").startswith(map_of(tmp_path / "moved"))
     assert set_of(tmp_path / "kept")[1].generation == now.generation
     assert summary_of(tmp_path / "kept")["encoded"] == 60
 
 
-def test_an_item_that_has_a_sid_now_or_none_any_more_is_moved(tmp_path: Path, refreshed: list[Path]) -> None:
+def test_item_that_loses_its_sid_counts_as_moved(tmp_path: Path, refreshed: list[Path]) -> None:
     materialize_dataset(LOCAL, grown(tmp_path / "0", tmp_path / "store", 0), refreshed[0], tmp_path / "first")
     bare = replaced(item_table(), "item_id", pa.array(np.arange(SPEC.num_items)))
     turned = pa.concat_tables([bare.slice(BARE_ITEMS[0], 1), bare.slice(1)])  # item 0 without signals
@@ -264,23 +268,23 @@ def test_an_item_that_has_a_sid_now_or_none_any_more_is_moved(tmp_path: Path, re
     assert list(moved.values()) == [pytest.approx(1 / SPEC.num_items)] * 6
 
 
-def test_without_published_sids_a_refreshed_encoder_encodes_all_into_its_own_folder_and_says_so(
+def test_refreshed_encoder_encodes_all_items_and_logs_it_when_no_sids_are_published(
     tmp_path: Path, refreshed: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = grown(tmp_path / "0", tmp_path / "store", 0)
-    words = "no SIDs of its generation were given as published"
+    message = "no SIDs of its generation were given as published"
     materialize_dataset(LOCAL, dataset, refreshed[0], tmp_path / "first")
-    assert words not in capsys.readouterr().err
+    assert message not in capsys.readouterr().err
     materialize_dataset(LOCAL, dataset, refreshed[1], tmp_path / "second")
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert summary_of(tmp_path / "second")["encoded"] == 700
     assert summary_of(tmp_path / "second")["sids"]["sid"]["moved"] == {}
-    assert sids_of(tmp_path / "second") == given_by(refreshed[1], item_table())
-    assert sids_of(tmp_path / "first") == given_by(refreshed[0], item_table())
+    assert sids_of(tmp_path / "second") == encoded_by(refreshed[1], item_table())
+    assert sids_of(tmp_path / "first") == encoded_by(refreshed[0], item_table())
     assert set_of(tmp_path / "first")[1].generation != set_of(tmp_path / "second")[1].generation
 
 
-def test_a_rebuilt_encoder_keeps_nothing_and_both_generations_stay_readable(
+def test_rebuilt_encoder_keeps_no_sids_and_both_generations_stay_readable(
     tmp_path: Path, encoder: Path, rebuilt: Path
 ) -> None:
     store = tmp_path / "store"
@@ -289,8 +293,8 @@ def test_a_rebuilt_encoder_keeps_nothing_and_both_generations_stay_readable(
     one = grown(tmp_path / "1", store, 1)
     materialize_dataset(LOCAL, one, rebuilt, tmp_path / "new", published=tmp_path / "old")
     assert summary_of(tmp_path / "new")["encoded"] == 760
-    assert summary_of(tmp_path / "new")["sids"]["sid"]["moved"] == {}  # codes that cannot be compared
-    assert sids_of(tmp_path / "new") == given_by(rebuilt, pa.concat_tables([item_table(), later_items(0)]))
+    assert summary_of(tmp_path / "new")["sids"]["sid"]["moved"] == {}  # codes of two generations are not comparable
+    assert sids_of(tmp_path / "new") == encoded_by(rebuilt, pa.concat_tables([item_table(), later_items(0)]))
     assert map_of(tmp_path / "old") == old
     (was, old_set), (now, new_set) = (set_of(tmp_path / name) for name in ("old", "new"))
     assert was.store == now.store
@@ -298,10 +302,10 @@ def test_a_rebuilt_encoder_keeps_nothing_and_both_generations_stay_readable(
     assert old_set.spec["fingerprint"] != new_set.spec["fingerprint"]
     for dataset in (was, now):
         dataset.verify(LOCAL, dataset.snapshot.partitions)
-        require_shown(dataset.path)
+        require_sids_of_impressions(dataset.path)
 
 
-def test_two_ranks_keep_and_move_alike(tmp_path: Path, refreshed: list[Path]) -> None:
+def test_two_ranks_keep_and_move_the_same_sids_as_one(tmp_path: Path, refreshed: list[Path]) -> None:
     dataset = grown(tmp_path / "0", tmp_path / "store", 0)
     materialize_dataset(LOCAL, dataset, refreshed[0], tmp_path / "first")
     shutil.copytree(tmp_path / "store", tmp_path / "copy/store")
@@ -337,7 +341,7 @@ def test_sids_that_cannot_be_kept_are_refused_with_all_reasons(tmp_path: Path, r
     assert summary_of(tmp_path / "out")["sids"]["sid"]["moved"]["6"] > 0.9
 
 
-def test_a_published_partition_that_is_gone_is_named(tmp_path: Path, refreshed: list[Path]) -> None:
+def test_missing_published_partition_is_named_in_the_error(tmp_path: Path, refreshed: list[Path]) -> None:
     dataset = grown(tmp_path / "0", tmp_path / "store", 0)
     materialize_dataset(LOCAL, dataset, refreshed[0], tmp_path / "first")
     published, listed = set_of(tmp_path / "first")
@@ -347,7 +351,7 @@ def test_a_published_partition_that_is_gone_is_named(tmp_path: Path, refreshed: 
         materialize_dataset(LOCAL, dataset, refreshed[1], tmp_path / "out", published=tmp_path / "first")
 
 
-def test_sids_published_before_revisions_were_listed_are_of_the_encoder_that_the_spec_names(
+def test_sids_published_without_revisions_belong_to_the_encoder_of_the_spec(
     tmp_path: Path, refreshed: list[Path]
 ) -> None:
     store = tmp_path / "store"

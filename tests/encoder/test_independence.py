@@ -1,4 +1,4 @@
-"""A SID depends on its item's signals alone: not on which other items exist, nor on their order or number."""
+"""A SID depends only on its item's signals: not on the other items, their order or their number."""
 
 import shutil
 from datetime import date
@@ -30,7 +30,7 @@ from tests.encoder.fabricated import (
 
 
 def write_items(path: Path, table: pa.Table, row_group_rows: int) -> Path:
-    """Write a dataset whose items are these rows, numbered anew; its events are of the first ten."""
+    """Write a dataset whose items are these rows, renumbered; its events show only the first ten."""
     numbered = replaced(table, "item_id", pa.array(np.arange(len(table))))
     parts = item_parts(numbered)
     return write_dataset(path, parts, {day: few_events(day) for day in DAYS}, row_group_rows=row_group_rows)
@@ -56,20 +56,20 @@ def sids(path: Path) -> list[int | None]:
 
 
 @pytest.mark.parametrize("row_group_rows", [90, 300])
-def test_an_item_keeps_its_sid_when_others_come_and_go(
+def test_item_keeps_its_sid_when_other_items_change(
     dataset: Path, encoder: Path, tmp_path: Path, row_group_rows: int
 ) -> None:
     shutil.copytree(dataset, tmp_path / "dataset")
     materialize_dataset(LOCAL, tmp_path / "dataset", encoder, tmp_path / "all")
     expected = sids(tmp_path / "all")
     rng = np.random.default_rng(row_group_rows)
-    # A third of the items in another order, between strangers: the signals of two items mixed.
+    # A third of the items in another order, among new items that mix the signals of two items.
     chosen = rng.permutation(SPEC.num_items)[: SPEC.num_items // 3]
     table = item_table()
     other = table.take(pa.array(rng.permutation(SPEC.num_items)))
-    strangers = table.set_column(2, table.schema.field(2), other.column(2)).slice(0, 300)
-    order = rng.permutation(len(chosen) + len(strangers))
-    mixed = pa.concat_tables([table.take(pa.array(chosen)), strangers]).take(pa.array(order))
+    new_items = table.set_column(2, table.schema.field(2), other.column(2)).slice(0, 300)
+    order = rng.permutation(len(chosen) + len(new_items))
+    mixed = pa.concat_tables([table.take(pa.array(chosen)), new_items]).take(pa.array(order))
     write_items(tmp_path / "few", mixed, row_group_rows)
     materialize_dataset(LOCAL, tmp_path / "few", encoder, tmp_path / "few-sids")
     found = sids(tmp_path / "few-sids")
@@ -79,7 +79,7 @@ def test_an_item_keeps_its_sid_when_others_come_and_go(
 
 
 def wide_network() -> VQFusion:
-    """Return a network of sizes that are no multiples of a processor's vectors, where kernels treat edges apart."""
+    """Return a network whose sizes are no multiples of a vector register, where kernels treat edges separately."""
     signals = SignalSpec(
         embeddings={"text": 100, "image": 33}, categoricals={"type": 30}, weights={"text": 1, "image": 1, "type": 1}
     )
@@ -97,10 +97,10 @@ def random_batch(signals: SignalSpec, rng: torch.Generator) -> SignalBatch:
     )
 
 
-def among_strangers(
+def with_other_rows(
     batch: SignalBatch, others: SignalBatch, order_B: torch.Tensor, kept_B: torch.Tensor
 ) -> SignalBatch:
-    """Put the batch's rows in another order, and other rows in the place of those that are not kept."""
+    """Permute the batch's rows, and replace those that are not kept by rows of `others`."""
 
     def chosen(part: str) -> dict[str, torch.Tensor]:
         of, instead = getattr(batch, part), getattr(others, part)
@@ -111,8 +111,8 @@ def among_strangers(
 
 
 @pytest.mark.parametrize("network", ["trained", "wide"])
-def test_not_one_bit_of_a_latent_vector_depends_on_the_rest_of_its_block(encoder: Path, network: str) -> None:
-    """The latent vector, not only its digits: a difference of one bit would show in a digit once in many items."""
+def test_latent_vectors_do_not_depend_on_the_rest_of_the_block(encoder: Path, network: str) -> None:
+    """Compare latent vectors bit by bit, not only digits: a difference of one bit rarely changes a digit."""
     model = load_bundle(encoder, LOCAL.device).model if network == "trained" else wide_network()
     rng = torch.Generator().manual_seed(1)
     batch = random_batch(model.signals, rng)
@@ -124,15 +124,15 @@ def test_not_one_bit_of_a_latent_vector_depends_on_the_rest_of_its_block(encoder
             for share in (0.02, 0.5, 1.0) * 5:
                 order_B = torch.randperm(BLOCK_ROWS, generator=rng)
                 kept_B = torch.rand(BLOCK_ROWS, generator=rng) < share
-                among_others = among_strangers(batch, random_batch(model.signals, rng), order_B, kept_B)
+                among_others = with_other_rows(batch, random_batch(model.signals, rng), order_B, kept_B)
                 assert torch.equal(model.encoder(among_others)[kept_B], h_BH[order_B[kept_B]])
                 assert torch.equal(model.digits(among_others)[kept_B], digits_BN[order_B[kept_B]])
     finally:
         torch.set_num_threads(threads)
 
 
-def test_a_signal_batch_of_a_row_is_the_row(dataset: Path, encoder: Path) -> None:
-    """Turning a table into tensors looks at each row alone, nulls among the others notwithstanding."""
+def test_signal_batch_of_one_row_equals_its_row_in_a_larger_batch(dataset: Path, encoder: Path) -> None:
+    """The conversion of a table to tensors treats each row independently, even if other rows have nulls."""
     signals = load_bundle(encoder, LOCAL.device).signals
     whole = signal_batch(item_table(), signals)
     for row in range(0, SPEC.num_items, 53):

@@ -1,4 +1,4 @@
-"""`encoder.inspect`: digits, siblings and neighbours by a slow count, and what is printed."""
+"""`encoder.inspect`: digits, siblings and neighbours, compared with a slow count, and the printed output."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.encoder.fabricated import BARE_ITEMS, item_table
 CPU = torch.device("cpu")
 
 
-def test_siblings_and_neighbours_are_those_of_a_slow_count(dataset: Path, encoder: Path) -> None:
+def test_siblings_and_neighbours_match_a_slow_count(dataset: Path, encoder: Path) -> None:
     bundle = load_bundle(encoder, CPU)
     batch = signal_batch(item_table(), bundle.signals)
     with torch.inference_mode():
@@ -36,7 +36,7 @@ def test_siblings_and_neighbours_are_those_of_a_slow_count(dataset: Path, encode
         assert 0 < len(sheet.losses) <= len(bundle.signals.names)
 
 
-def test_an_item_that_is_not_there_or_has_no_signal_is_named(dataset: Path, encoder: Path) -> None:
+def test_error_names_an_item_that_is_missing_or_has_no_signal(dataset: Path, encoder: Path) -> None:
     bundle, snapshot = load_bundle(encoder, CPU), read_dataset(dataset)
     with pytest.raises(DataError, match="item 70000: is not in"):
         inspect(bundle, snapshot, [0, 70000])
@@ -44,7 +44,7 @@ def test_an_item_that_is_not_there_or_has_no_signal_is_named(dataset: Path, enco
         inspect(bundle, snapshot, [BARE_ITEMS[0]])
 
 
-def test_the_command_prints_a_sheet_an_item(dataset: Path, encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_one_sheet_per_item(dataset: Path, encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--encoder", str(encoder), "--dataset", str(dataset), "5", "7"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if line.startswith("item ")] == ["item 5", "item 7"]

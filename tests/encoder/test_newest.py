@@ -1,4 +1,4 @@
-"""Signals read by id are those of the newest row, in the order that was asked for."""
+"""Signals read by id are those of the newest row of each id, in the requested order."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from sidestack.infra.snapshot import read_dataset
 from tests.encoder.fabricated import SPEC, item_table, write_dataset
 
 
-def test_the_newest_row_of_each_id_in_the_order_of_the_ids(tmp_path: Path) -> None:
-    """Three parts: the second revises ids 5 and 399 and brings new ones, the third revises 5 again and brings none."""
+def test_newest_row_of_each_id_is_read_in_the_order_of_the_ids(tmp_path: Path) -> None:
+    """Of three parts, the second revises ids 5 and 399 and adds items, the third revises 5 and 410 and adds none."""
     items = item_table()
     of_id = dict(enumerate(range(len(items))))  # id -> row of `items` whose signals it has now
     parts = [items.slice(0, 400)]

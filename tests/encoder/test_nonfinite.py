@@ -1,4 +1,4 @@
-"""Where a loss is not finite: file, row group, signal, and the gradient where all losses are finite."""
+"""Diagnosis of a non-finite loss: file, row group and signal, or the gradient if all losses are finite."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_a_row_is_named_by_its_file_and_row_group(model: VQFusion, batch: Signal
     assert found == "items/1.parquet, row group 0, 1 rows from its row 45 on: loss of signal 'text_embedding' is nan"
 
 
-def test_the_signal_is_named(model: VQFusion, batch: SignalBatch) -> None:
+def test_signal_with_a_non_finite_loss_is_named(model: VQFusion, batch: SignalBatch) -> None:
     with torch.no_grad():
         model.get_parameter("decoder.categoricals.1.1.bias").fill_(-torch.inf)
     found = diagnosis(model, batch, ROWS, GROUPS)
@@ -42,7 +42,7 @@ def test_the_signal_is_named(model: VQFusion, batch: SignalBatch) -> None:
     assert found.count("loss of signal 'brand'") == 3  # rows 300 to 499 lie in three row groups
 
 
-def test_a_latent_vector_is_named_where_no_loss_tells(model: VQFusion, batch: SignalBatch) -> None:
+def test_non_finite_latent_vectors_are_named_instead_of_losses(model: VQFusion, batch: SignalBatch) -> None:
     with torch.no_grad():
         model.get_parameter("encoder.categoricals.0.table.weight")[3] = torch.inf
     found = diagnosis(model, batch, ROWS, GROUPS)
@@ -50,7 +50,7 @@ def test_a_latent_vector_is_named_where_no_loss_tells(model: VQFusion, batch: Si
     assert "loss" not in found
 
 
-def test_a_gradient_is_named_where_all_losses_are_finite(model: VQFusion, batch: SignalBatch) -> None:
+def test_non_finite_gradient_is_named_when_all_losses_are_finite(model: VQFusion, batch: SignalBatch) -> None:
     weight = model.get_parameter("encoder.embeddings.0.project.weight")
     weight.grad = torch.full_like(weight, torch.inf)
     found = diagnosis(model, batch, ROWS, GROUPS)
@@ -58,7 +58,7 @@ def test_a_gradient_is_named_where_all_losses_are_finite(model: VQFusion, batch:
     assert "items/1.parquet, row group 0" in found
 
 
-def test_a_long_list_is_cut(model: VQFusion) -> None:
+def test_long_list_of_row_groups_is_truncated(model: VQFusion) -> None:
     table = item_table()
     batch = signal_batch(table, model.signals)
     batch.embeddings["text_embedding"].fill_(torch.nan)

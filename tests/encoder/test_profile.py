@@ -1,4 +1,4 @@
-"""A profiled training leaves a trace beside its output, and the weights of one that is not profiled."""
+"""A profiled training writes a trace beside its output and ends with the weights of an unprofiled one."""
 
 from pathlib import Path
 
@@ -9,7 +9,9 @@ from tests.encoder.fabricated import LOCAL, train_encoder, write_dataset
 from tests.infra.test_profile import steps_in
 
 
-def test_a_profile_changes_no_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_profiling_writes_a_trace_and_does_not_change_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset = write_dataset(tmp_path / "dataset")
     for name, steps in (("plain", 0), ("profiled", 4)):
         train_encoder(LOCAL, dataset, tmp_path / name, profile=steps)

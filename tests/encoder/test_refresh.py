@@ -1,5 +1,4 @@
-"""A training that goes on from an earlier encoder: the network trains, the codebook stays, and what does not fit is
-refused."""
+"""Training started from an earlier encoder: the network trains, the codebook is frozen, and a misfit is refused."""
 
 import json
 import os
@@ -59,8 +58,8 @@ def refreshed(dataset: Path, encoder: Path, tmp_path_factory: pytest.TempPathFac
     return out
 
 
-def strange_items(number: int = 200) -> pa.Table:
-    """Return items that come after the first ones, of another law: their embeddings are turned around."""
+def shifted_items(number: int = 200) -> pa.Table:
+    """Return items that follow the first ones, from another distribution: their embeddings are reversed."""
     rows = item_table().slice(0, number)
     for name, dim in SPEC.embeddings.items():
         x_ND = np.array([row or [0.0] * dim for row in rows[name].to_pylist()], np.float16)
@@ -76,9 +75,7 @@ def mean_loss(bundle: EncoderBundle, items: pa.Table) -> float:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_quantizer_keeps_its_codebook_to_the_bit_while_the_network_trains(
-    dataset: Path, tmp_path: Path, name: str
-) -> None:
+def test_codebook_stays_bit_identical_while_the_network_trains(dataset: Path, tmp_path: Path, name: str) -> None:
     changes = {**ONCE, "quantizer": KINDS[name]}
     train_encoder(LOCAL, dataset, tmp_path / "first", changes)
     train_encoder(LOCAL, dataset, tmp_path / "second", changes, start=tmp_path / "first")
@@ -90,8 +87,8 @@ def test_every_quantizer_keeps_its_codebook_to_the_bit_while_the_network_trains(
     assert json.loads((tmp_path / "second/summary.json").read_text())["revived_lines"] == 0
 
 
-def test_what_new_items_lose_falls(tmp_path: Path, encoder: Path) -> None:
-    new = strange_items()
+def test_refresh_lowers_the_loss_of_new_items(tmp_path: Path, encoder: Path) -> None:
+    new = shifted_items()
     grown = write_dataset(tmp_path / "grown", [*item_parts(), new])
     assert content(read_dataset(grown), "items").num_rows == 900
     train_encoder(LOCAL, grown, tmp_path / "out", {"training": {"epochs": 8}}, start=encoder)
@@ -99,15 +96,15 @@ def test_what_new_items_lose_falls(tmp_path: Path, encoder: Path) -> None:
     assert after < 0.9 * before
 
 
-def test_a_training_starts_where_the_earlier_one_ended(dataset: Path, encoder: Path, tmp_path: Path) -> None:
-    """With a rate of nearly nothing it ends there, too: no linear path or codebook starts anew."""
-    still = {"training": {"epochs": 1, "learning_rate": 1e-9}}
-    train_encoder(LOCAL, dataset, tmp_path / "out", still, start=encoder)
+def test_refresh_starts_from_the_earlier_weights(dataset: Path, encoder: Path, tmp_path: Path) -> None:
+    """With a learning rate near zero the weights stay: no linear path or codebook is initialised again."""
+    low_rate = {"training": {"epochs": 1, "learning_rate": 1e-9}}
+    train_encoder(LOCAL, dataset, tmp_path / "out", low_rate, start=encoder)
     for name, before in load_file(encoder / WEIGHTS_FILE).items():
         torch.testing.assert_close(load_file(tmp_path / "out" / WEIGHTS_FILE)[name], before, atol=1e-6, rtol=0)
 
 
-def test_the_bundle_says_what_it_was_refreshed_from(
+def test_bundle_records_what_it_was_refreshed_from(
     dataset: Path, encoder: Path, refreshed: Path, tmp_path: Path
 ) -> None:
     train_encoder(LOCAL, dataset, tmp_path / "again", ONCE, start=refreshed)
@@ -124,7 +121,7 @@ def test_the_bundle_says_what_it_was_refreshed_from(
     assert summary["refreshed_from"] == [first.revision, second.revision]
 
 
-def test_altered_weights_and_a_borrowed_fingerprint_are_refused(refreshed: Path, tmp_path: Path) -> None:
+def test_altered_weights_and_a_foreign_fingerprint_are_refused(refreshed: Path, tmp_path: Path) -> None:
     altered, borrowed = (Path(shutil.copytree(refreshed, tmp_path / name)) for name in ("altered", "borrowed"))
     weights = load_file(altered / WEIGHTS_FILE)
     weights["encoder.fuse.0.weight"].view(-1)[0] += 1e-3
@@ -138,7 +135,7 @@ def test_altered_weights_and_a_borrowed_fingerprint_are_refused(refreshed: Path,
         load_bundle(borrowed, CPU)
 
 
-def test_another_encoder_is_refused_with_all_that_differs(dataset: Path, encoder: Path, tmp_path: Path) -> None:
+def test_incompatible_encoder_is_refused_listing_all_differences(dataset: Path, encoder: Path, tmp_path: Path) -> None:
     changes = {
         "signals": {"text_embedding": 1.0, "brand": 0.1},
         "network": {"hidden": 16},
@@ -174,10 +171,10 @@ def test_a_refresh_resumes_bit_for_bit(dataset: Path, tmp_path: Path, kind: str)
     assert (tmp_path / "resumed" / ENCODER_FILE).read_bytes() == (tmp_path / "whole" / ENCODER_FILE).read_bytes()
 
 
-def test_two_ranks_refresh_alike(dataset: Path, tmp_path: Path) -> None:
+def test_two_ranks_refresh_to_the_same_weights(dataset: Path, tmp_path: Path) -> None:
     changes = {**ONCE, "quantizer": KINDS["rqvae_ema"]}
     train_encoder(LOCAL, dataset, tmp_path / "first", changes)
-    # It fails where the ranks' weights differ.
+    # Training fails if the ranks' weights differ.
     run_distributed(train_encoder, dataset, tmp_path / "second", changes, RunLog, tmp_path / "first", world_size=2)
     first, second = (load_bundle(tmp_path / out, CPU) for out in ("first", "second"))
     assert codebook_digest(second.model) == codebook_digest(first.model)
@@ -185,7 +182,7 @@ def test_two_ranks_refresh_alike(dataset: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_line_takes_the_start(encoder: Path, tmp_path: Path) -> None:
+def test_command_line_accepts_the_encoder_to_start_from(encoder: Path, tmp_path: Path) -> None:
     dataset, config, out = tmp_path / "dataset", tmp_path / "run.yaml", tmp_path / "out"
     with committing(dataset, LOCAL, stage="prepare") as staging:
         write_dataset(staging)

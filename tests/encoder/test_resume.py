@@ -1,4 +1,4 @@
-"""A training that was stopped in mid-epoch and started again gives the bytes of one that was not."""
+"""A training that is stopped in mid-epoch and resumed writes the same bytes as an uninterrupted one."""
 
 import json
 import os
@@ -26,17 +26,17 @@ from sidestack.infra.tracking import RunLog
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import ENCODER, LOCAL, merged, train_encoder, write_dataset
 
-# 10 steps an epoch; the codebook is set at steps 0, 1, 2, 4 and 6 of 20.
+# 10 steps per epoch; the codebook is set at steps 0, 1, 2, 4 and 6 of 20.
 EVERY_STEP = {"training": {"log_every": 1, "checkpoint_every": 4}}
 TIMES = {"train/items_per_second", "train/data_wait_share"}
 
 
 class Stopped(Exception):
-    """What ends a training here."""
+    """Raised to stop a training."""
 
 
 class StoppingLog(RunLog):
-    """Ends the training as step 7, in mid-epoch, is recorded: three steps after a checkpoint."""
+    """Stop the training when step 7, in mid-epoch, is recorded: three steps after a checkpoint."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         super().metrics(step, values)
@@ -45,7 +45,7 @@ class StoppingLog(RunLog):
 
 
 class KillingLog(RunLog):
-    """Kills its process as step 7 is recorded."""
+    """Kill the process when step 7 is recorded."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         super().metrics(step, values)
@@ -53,8 +53,8 @@ class KillingLog(RunLog):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class AskingLog(RunLog):
-    """Asks its rank to stop as step 7 is recorded, as a signal does."""
+class RequestingLog(RunLog):
+    """Request the rank to stop when step 7 is recorded, as a signal does."""
 
     world: World
 
@@ -65,7 +65,7 @@ class AskingLog(RunLog):
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    """Return the history without what tells the time."""
+    """Return the history without the metrics that measure time."""
     lines = (out / "history.jsonl").read_text().splitlines()
     return [{name: x for name, x in json.loads(line).items() if name not in TIMES} for line in lines]
 
@@ -97,7 +97,7 @@ def require_equal(resumed: Path, whole: Path, step: int = 4) -> None:
     ],
     ids=["dpca", "lines", "rqvae"],
 )
-def test_one_rank_goes_on_bit_for_bit(dataset: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_one_rank_resumes_bit_for_bit(dataset: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     changes = {**EVERY_STEP, **changes}
     changes["training"] = {**changes["training"], "revive_every": 3, "precision": "bfloat16"}
     with pytest.raises(Stopped):
@@ -115,8 +115,8 @@ def train_both(world: World, dataset: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_more_ranks_go_on_bit_for_bit_after_a_kill(dataset: Path, tmp_path: Path, ranks: int) -> None:
-    """Four ranks are more than two: a sum of three or more numbers depends on the order they are added in."""
+def test_several_ranks_resume_bit_for_bit_after_a_kill(dataset: Path, tmp_path: Path, ranks: int) -> None:
+    """Four ranks are tested as well as two: a sum of three or more numbers depends on the order of addition."""
     with pytest.raises(BrokenProcessPool):
         run_distributed(
             train_encoder, dataset, tmp_path / "resumed", EVERY_STEP, KillingLog, world_size=ranks, timeout_s=20
@@ -127,9 +127,9 @@ def test_more_ranks_go_on_bit_for_bit_after_a_kill(dataset: Path, tmp_path: Path
 
 def stop_and_train_both(world: World, dataset: Path, folder: Path, changes: dict[str, Any]) -> int | None:
     """Train with a request to stop one rank, and without; return the step that was saved."""
-    AskingLog.world = world
+    RequestingLog.world = world
     with pytest.raises(PreemptedError, match="preempted at step") as stop:
-        train_encoder(world, dataset, folder / "resumed", changes, AskingLog)
+        train_encoder(world, dataset, folder / "resumed", changes, RequestingLog)
     assert not (folder / "resumed").exists()
     world.state.signal, world.state.asked_at, world.state.must_stop = None, None, False
     for name in ("resumed", "whole"):
@@ -138,8 +138,9 @@ def stop_and_train_both(world: World, dataset: Path, folder: Path, changes: dict
 
 
 STOPPED = 12
-"""The request comes in step 7, and travels with the next batch that is read: ten were read for the sample, and one is
-read ahead."""
+"""The request comes in step 7 and travels with the next batch that is read: ten batches were read for the sample, and
+one is read ahead.
+"""
 KINDS = list(OWN)
 SMALL = {
     "structured": {"groups": 2, "depth": 3, "group_dim": 4},
@@ -151,14 +152,14 @@ SMALL = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_request_to_stop_saves_the_step_at_which_all_ranks_know(dataset: Path, tmp_path: Path, kind: str) -> None:
+def test_stop_request_saves_the_step_at_which_all_ranks_know_it(dataset: Path, tmp_path: Path, kind: str) -> None:
     quantizer = {"kind": kind, **SMALL.get(kind, {})}
     changes = {"training": {"log_every": 1, "revive_every": 3}, "quantizer": quantizer}
     assert stop_and_train_both(LOCAL, dataset, tmp_path, changes) == STOPPED
     require_equal(tmp_path / "resumed", tmp_path / "whole", step=STOPPED)
 
 
-def test_a_request_to_stop_one_rank_saves_one_step_of_all(dataset: Path, tmp_path: Path) -> None:
+def test_stop_request_to_one_rank_saves_the_same_step_on_all(dataset: Path, tmp_path: Path) -> None:
     saved = run_distributed(stop_and_train_both, dataset, tmp_path, {"training": {"log_every": 1}}, world_size=2)
     assert saved == [STOPPED, STOPPED]
     require_equal(tmp_path / "resumed", tmp_path / "whole", step=STOPPED)
@@ -170,10 +171,10 @@ def stopped(world: World, dataset: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_another_number_of_ranks_goes_on_from_the_checkpoint(
+def test_checkpoint_resumes_with_another_number_of_ranks(
     dataset: Path, tmp_path: Path, before: int, after: int
 ) -> None:
-    """Rows are the same ones, random draws are not: losses stay close to those of a training that was not stopped."""
+    """Rows are the same, random draws are not: losses stay close to those of an uninterrupted training."""
     run_distributed(stopped, dataset, tmp_path / "moved", world_size=before)
     run_distributed(train_encoder, dataset, tmp_path / "moved", EVERY_STEP, world_size=after)
     assert read_manifest(tmp_path / "moved").facts["resumed_with_other"] == ["ranks"]
@@ -189,7 +190,7 @@ def losses(out: Path) -> dict[int, float]:
     return {row["step"]: row["train/loss"] for row in rows(out) if "train/loss" in row}
 
 
-def test_other_threads_go_on_and_what_was_drawn_is_taken_up(
+def test_checkpoint_resumes_with_other_threads_and_the_saved_random_state(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stopped(LOCAL, dataset, tmp_path / "moved")
@@ -205,7 +206,7 @@ def test_other_threads_go_on_and_what_was_drawn_is_taken_up(
     assert moved == pytest.approx(whole, rel=1e-3)
 
 
-def test_of_two_checkpoints_the_one_before_is_taken_where_the_last_was_altered(
+def test_previous_checkpoint_is_used_when_the_last_was_altered(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = {"training": {"log_every": 1, "checkpoint_every": 2}}
@@ -214,9 +215,9 @@ def test_of_two_checkpoints_the_one_before_is_taken_where_the_last_was_altered(
     *_, before, last = sorted(tmp_path.glob("*.checkpoint/step-*"))
     (last / "shared.safetensors").write_bytes(b"")
     train_encoder(LOCAL, dataset, tmp_path / "resumed", changes)
-    said = capsys.readouterr().err
-    assert f"encoder: altered, and passed over: {last.name}" in said
-    assert f"resumes from the checkpoint at step {int(before.name[5:])} of 20" in said
+    printed = capsys.readouterr().err
+    assert f"encoder: altered, and passed over: {last.name}" in printed
+    assert f"resumes from the checkpoint at step {int(before.name[5:])} of 20" in printed
     train_encoder(LOCAL, dataset, tmp_path / "whole", changes)
     assert (tmp_path / "resumed" / WEIGHTS_FILE).read_bytes() == (tmp_path / "whole" / WEIGHTS_FILE).read_bytes()
 
@@ -237,7 +238,7 @@ def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path:
     assert json.loads((out / "summary.json").read_text())["resumed_from_step"] is None
 
 
-def test_no_checkpoints_where_none_are_asked_for(dataset: Path, tmp_path: Path) -> None:
+def test_no_checkpoints_are_written_when_disabled(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train_encoder(
             LOCAL, dataset, tmp_path / "out", {"training": {"log_every": 1, "checkpoint_every": 0}}, StoppingLog
@@ -262,7 +263,7 @@ def launched(dataset: Path, config: Path, out: Path, threads: int = 1) -> "subpr
 
 
 def killed_after_a_checkpoint(folder: Path, epochs: int) -> tuple[Path, Path, Path]:
-    """Kill a training after its first checkpoint, and return dataset, config and the output that is not there."""
+    """Kill a training after its first checkpoint; return dataset, configuration and the path of the missing output."""
     dataset, config, out = folder / "dataset", folder / "run.yaml", folder / "out"
     with committing(dataset, LOCAL, stage="prepare") as staging:
         write_dataset(staging)
@@ -280,13 +281,13 @@ def killed_after_a_checkpoint(folder: Path, epochs: int) -> tuple[Path, Path, Pa
 
 
 @pytest.mark.slow
-def test_the_command_line_goes_on_after_a_kill(tmp_path: Path) -> None:
+def test_command_line_resumes_after_a_kill(tmp_path: Path) -> None:
     dataset, config, out = killed_after_a_checkpoint(tmp_path, epochs=60)
     for place in (out, tmp_path / "whole"):
         process = launched(dataset, config, place)
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-        assert ("encoder: resumes from the checkpoint at step " in said) == (place == out)
+        _, printed = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+        assert ("encoder: resumes from the checkpoint at step " in printed) == (place == out)
         assert "resumed_with_other" not in read_manifest(place).facts
     assert (out / WEIGHTS_FILE).read_bytes() == (tmp_path / "whole" / WEIGHTS_FILE).read_bytes()
     assert rows(out) == rows(tmp_path / "whole")
@@ -294,10 +295,10 @@ def test_the_command_line_goes_on_after_a_kill(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_manifest_says_that_the_training_went_on_with_other_threads(tmp_path: Path) -> None:
+def test_manifest_records_a_resume_with_other_threads(tmp_path: Path) -> None:
     dataset, config, out = killed_after_a_checkpoint(tmp_path, epochs=20)
     process = launched(dataset, config, out, threads=2)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert "with other threads: last bits may differ" in said
+    _, printed = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert "with other threads: last bits may differ" in printed
     assert read_manifest(out).facts["resumed_with_other"] == ["threads"]

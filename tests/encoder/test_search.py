@@ -1,4 +1,4 @@
-"""Encoding by search: never worse than rounding, the same as a loop over rows, exhaustive where one digit is all."""
+"""Encoding by search: never worse than rounding, equal to a loop over rows, exhaustive for a single digit."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_search_is_never_worse_and_mostly_better_than_rounding(quantizer: dict, 
 
 
 @torch.no_grad()
-def test_search_takes_what_a_loop_over_rows_and_values_takes(batch: SignalBatch) -> None:
+def test_search_equals_a_loop_over_rows_and_values(batch: SignalBatch) -> None:
     model = model_of(QUANTIZERS["dpca"], batch)
     h_BH = model.encoder(batch)
     start_BN = model.quantizer.encode(h_BH)
@@ -77,7 +77,7 @@ def test_search_takes_what_a_loop_over_rows_and_values_takes(batch: SignalBatch)
 
 
 @torch.no_grad()
-def test_all_candidates_of_a_single_digit_find_the_least_loss_there_is(batch: SignalBatch) -> None:
+def test_search_over_all_values_of_a_single_digit_finds_the_least_loss(batch: SignalBatch) -> None:
     one_digit = {"kind": "structured", "lines": 8, "levels": 2, "groups": 1, "depth": 1, "group_dim": 6}
     model = model_of(one_digit, batch)
     h_BH = model.encoder(batch)
@@ -87,8 +87,8 @@ def test_all_candidates_of_a_single_digit_find_the_least_loss_there_is(batch: Si
 
 
 @torch.no_grad()
-def test_few_candidates_are_the_nearest_ones(batch: SignalBatch) -> None:
-    """With one candidate a digit, only the codeword nearest to what the others leave of h may be taken."""
+def test_candidates_are_the_nearest_codewords(batch: SignalBatch) -> None:
+    """With one candidate per digit, only the codeword nearest to h minus the other codewords may be taken."""
     model = model_of(QUANTIZERS["lines"], batch)
     h_BH = model.encoder(batch)
     start_BN = model.quantizer.encode(h_BH)
@@ -101,7 +101,7 @@ def test_few_candidates_are_the_nearest_ones(batch: SignalBatch) -> None:
 
 
 @torch.no_grad()
-def test_the_config_decides_what_digits_gives(batch: SignalBatch) -> None:
+def test_digits_are_searched_only_when_configured(batch: SignalBatch) -> None:
     plain, searching = model_of(QUANTIZERS["dpca"], batch), model_of(QUANTIZERS["dpca"], batch, rounds=2)
     rounded_BN = plain.quantizer.encode(plain.encoder(batch))
     assert torch.equal(plain.digits(batch), rounded_BN)
@@ -110,7 +110,7 @@ def test_the_config_decides_what_digits_gives(batch: SignalBatch) -> None:
     assert not torch.equal(expected_BN, rounded_BN)
 
 
-def test_there_is_nothing_to_search_where_one_digit_alone_is_decoded() -> None:
+def test_search_is_refused_when_only_one_digit_is_decoded() -> None:
     quantizer = {"kind": "topk_kmeans", "clusters": 16, "k": 3, "latent_dim": 8}
     EncoderConfig.model_validate({"quantizer": quantizer})
     with pytest.raises(ValidationError, match="nothing to search"):

@@ -1,4 +1,4 @@
-"""The SID codec: exact for everything that fits int64, refused one digit further, named in files."""
+"""The SID codec: exact for all ids that fit int64, refused beyond, and described in file metadata."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def a_spec(**changes: object) -> SidSpec:
 
 
 def reference_id(digits: list[int], radix: int, packing: Packing) -> int:
-    """Spell the id in Python's unbounded integers."""
+    """Return the id, computed with Python's unbounded integers."""
     if packing == "paper_eq5":
         return sum(radix**k * g for k, g in enumerate(digits, start=1))
     value = 0
@@ -51,7 +51,7 @@ def test_max_digits_is_what_int64_holds(levels: int, digits: int) -> None:
 
 @st.composite
 def codes(draw: st.DrawFn) -> tuple[int, Packing, list[list[int]]]:
-    """Draw any (radix, number of digits) that fits int64, and rows of digits, extremes included."""
+    """Draw any (radix, number of digits) that fits int64, and rows of digits that include the extremes."""
     packing = draw(st.sampled_from(PACKINGS))
     radix = draw(st.one_of(st.integers(2, 16), st.integers(2, 2**31)))
     num_digits = draw(st.integers(1, max_digits(radix, packing)))
@@ -71,7 +71,7 @@ def test_pack_then_unpack_is_the_identity(code: tuple[int, Packing, list[list[in
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("levels", [*range(2, 65), 255, 256, 1000])
-def test_every_digit_count_of_common_levels(levels: int, packing: Packing) -> None:
+def test_every_digit_count_of_common_levels_round_trips(levels: int, packing: Packing) -> None:
     for num_digits in range(1, max_digits(levels, packing) + 1):
         generator = torch.Generator().manual_seed(num_digits)
         digits_ND = torch.randint(levels, (8, num_digits), generator=generator)
@@ -92,7 +92,9 @@ def test_every_digit_count_of_common_levels(levels: int, packing: Packing) -> No
     packing=st.sampled_from(PACKINGS),
     data=st.data(),
 )
-def test_chunked_ids_and_prefixes(levels: int, lines: int, digits: int, packing: Packing, data: st.DataObject) -> None:
+def test_chunked_ids_round_trip_and_can_be_cut_to_prefixes(
+    levels: int, lines: int, digits: int, packing: Packing, data: st.DataObject
+) -> None:
     spec = a_spec(levels=levels, lines=lines, digits=digits, depth=digits, groups=1, packing=packing)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**16)))
     digits_ND = torch.randint(levels * lines, (5, digits), generator=generator)
@@ -106,7 +108,7 @@ def test_chunked_ids_and_prefixes(levels: int, lines: int, digits: int, packing:
 
 
 def by_division(ids_N: torch.Tensor, radix: int, num_digits: int, packing: Packing) -> torch.Tensor:
-    """Unpack as the formula reads: a division and a remainder a digit."""
+    """Unpack ids by the formula, with a division and a remainder per digit."""
     first = 1 if packing == "paper_eq5" else 0
     powers = [radix ** (first + i) for i in range(num_digits)]
     digits = [ids_N // power % radix for power in powers]
@@ -115,7 +117,7 @@ def by_division(ids_N: torch.Tensor, radix: int, num_digits: int, packing: Packi
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize(("radix", "num_digits"), [(2, 62), (3, 15), (3, 38), (4, 30), (64, 9), (256, 6), (9000, 3)])
-def test_look_ups_give_what_division_gives(radix: int, num_digits: int, packing: Packing) -> None:
+def test_lookup_equals_division(radix: int, num_digits: int, packing: Packing) -> None:
     first = 1 if packing == "paper_eq5" else 0
     ids_N = torch.randint(radix**num_digits, (50_000,), generator=torch.Generator().manual_seed(0)) * radix**first
     wanted_ND = by_division(ids_N, radix, num_digits, packing)
@@ -127,7 +129,7 @@ def test_look_ups_give_what_division_gives(radix: int, num_digits: int, packing:
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_an_id_that_is_not_known_gives_zeros_whatever_it_is(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lookup_of_unknown_ids_returns_zeros(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sidestack.encoder.sid.lookup._IDS_AT_A_TIME", 7)
     values_DR = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     lookup = DigitLookup(values_DR, packing)
@@ -137,11 +139,11 @@ def test_an_id_that_is_not_known_gives_zeros_whatever_it_is(packing: Packing, mo
     ids_N[::3] = torch.tensor([-1, 2**62, 0, -(2**63)] * 4)[:14]
     wanted_ND = values_DR[torch.arange(5), digits_ND] * known_N[:, None]
     assert torch.equal(lookup(ids_N, known_N), wanted_ND)
-    rows_NCk = lookup._look_up(ids_N, known_N).view(40, -1)  # the way of other devices
+    rows_NCk = lookup._look_up(ids_N, known_N).view(40, -1)  # the path for other devices
     assert torch.equal(rows_NCk[:, :5] if packing == "paper_eq5" else rows_NCk[:, -5:], wanted_ND)
 
 
-def test_a_look_up_made_in_inference_serves_training() -> None:
+def test_lookup_built_in_inference_mode_is_usable_in_training() -> None:
     _digit_lookup.cache_clear()
     ids_N = torch.arange(27)
     with torch.inference_mode():
@@ -152,7 +154,7 @@ def test_a_look_up_made_in_inference_serves_training() -> None:
     assert weights.grad.tolist() == [27.0] * 3
 
 
-def test_the_paper_s_equation_5_as_printed() -> None:
+def test_ids_follow_equation_5_of_the_paper() -> None:
     codeword = torch.tensor([[-1, 0, 1], [1, 1, -1]])
     ids_N = pack_digits(codeword + 1, 3, "paper_eq5")
     assert ids_N.tolist() == [3**2 * 1 + 3**3 * 2, 3 * 2 + 9 * 2]
@@ -160,7 +162,7 @@ def test_the_paper_s_equation_5_as_printed() -> None:
 
 
 def test_ids_above_24_bits_are_exact() -> None:
-    """Float32 sums go wrong from here on; 16 ternary digits differ in the last one."""
+    """Float32 sums are inexact above 24 bits: these two ids of 16 ternary digits differ only in the last digit."""
     digits_ND = torch.full((2, 16), 2)
     digits_ND[1, -1] = 1
     assert pack_digits(digits_ND, 3).tolist() == [3**16 - 1, 3**16 - 2]
@@ -209,7 +211,7 @@ def test_an_inconsistent_spec_is_refused(changes: dict[str, object], rule: str) 
         a_spec(**changes)
 
 
-def test_column_names() -> None:
+def test_column_names_follow_the_spec() -> None:
     spec = a_spec(prefix_lengths=(5, 10, 15))
     assert list(content_columns(spec)) == ["sid"]
     assert list(event_columns(spec)) == [
@@ -224,7 +226,7 @@ def test_column_names() -> None:
     assert [spec.chunk for spec in content_columns(long).values()] == [0, 1]
 
 
-def test_the_spec_travels_with_its_parquet_column(tmp_path: Path) -> None:
+def test_spec_is_stored_in_the_metadata_of_its_parquet_column(tmp_path: Path) -> None:
     spec = a_spec(prefix_lengths=(5,), steps=tuple(0.1 * i for i in range(1, 16)))
     columns = event_columns(spec)
     fields = [
@@ -240,19 +242,19 @@ def test_the_spec_travels_with_its_parquet_column(tmp_path: Path) -> None:
 
 
 def rewritten(field: pa.Field, version: bytes | None, **changes: object) -> pa.Field:
-    """Return the field as another version would have written its metadata; a change to None leaves the key out."""
+    """Return the field with metadata as another version would have written it; a change to None removes the key."""
     spec = json.loads(field.metadata[METADATA_KEY]) | changes
     text = json.dumps({name: value for name, value in spec.items() if value is not None}).encode()
     return field.with_metadata({METADATA_KEY: text} | ({b"sidestack.version": version} if version else {}))
 
 
-def test_a_spec_written_before_a_field_was_there_has_its_default(tmp_path: Path) -> None:
+def test_spec_without_a_newer_field_loads_with_its_default(tmp_path: Path) -> None:
     field = with_sid_metadata(pa.field("sid", pa.int64()), a_spec())
     older = rewritten(field, None, bound=None, values=None, chunk=None)
     require_spec(pa.schema([older]), "sid", a_spec(), tmp_path)
 
 
-def test_a_spec_of_a_later_version_names_both() -> None:
+def test_refusal_of_a_later_spec_names_both_versions() -> None:
     field = with_sid_metadata(pa.field("sid", pa.int64()), a_spec())
     assert field.metadata[b"sidestack.version"].decode() == VERSION
     for version, writer in ((b"7.1", "sidestack 7.1"), (None, "an unknown version of sidestack")):

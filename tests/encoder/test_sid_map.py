@@ -1,4 +1,4 @@
-"""The maps on disk: disjoint writes, parts read as one map, exact counts in one pass or many."""
+"""SID maps on disk: disjoint writes, parts read as one map, exact counts in one pass or several."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,7 +11,7 @@ from sidestack.encoder.sid_map import NULL, SidMap, SidMaps
 
 
 def maps_of(folder: Path, ids_NC: np.ndarray, *firsts: int) -> SidMaps:
-    """Write a map a part, and open all of them."""
+    """Write one map per part, and open all of them."""
     parts: list[tuple[int, int, Path]] = []
     for first, end in zip(firsts, [*firsts[1:], len(ids_NC)], strict=True):
         part = SidMap(folder / f"part-{first}-{len(parts)}", end - first, ids_NC.shape[1])
@@ -22,7 +22,7 @@ def maps_of(folder: Path, ids_NC: np.ndarray, *firsts: int) -> SidMaps:
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
-def test_pieces_written_in_any_order_read_back(tmp_path: Path, chunks: int) -> None:
+def test_slices_written_in_any_order_are_read_back(tmp_path: Path, chunks: int) -> None:
     ids_NC = np.random.default_rng(0).integers(0, 2**62, (1000, chunks))
     sids = SidMap(tmp_path / "map" / "items", 1000, chunks)
     sids.create()
@@ -35,7 +35,7 @@ def test_pieces_written_in_any_order_read_back(tmp_path: Path, chunks: int) -> N
 @pytest.mark.parametrize("chunks", [1, 3])
 @pytest.mark.parametrize("firsts", [(0,), (0, 1), (0, 400, 400, 401, 999), (0, 0, 1000)])
 def test_parts_are_read_as_one_map(tmp_path: Path, firsts: tuple[int, ...], chunks: int) -> None:
-    """Parts that bring no item are among them."""
+    """Some of the cases have parts that add no item."""
     ids_NC = np.random.default_rng(0).integers(0, 2**62, (1000, chunks))
     maps = maps_of(tmp_path, ids_NC, *firsts)
     asked_N = np.random.default_rng(1).integers(0, 1000, 500)

@@ -1,4 +1,4 @@
-"""Signals: chosen by name, nulls as zeros with a mask, wrong values refused by file and row group."""
+"""Signals: chosen by name, nulls as zeros with a mask, invalid values refused with file and row group."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.encoder.fabricated import SPEC, embedding_column, item_table, write_t
 SIGNALS = chosen_signals({}, SPEC)
 
 
-def test_all_signals_by_default_and_a_choice_by_name() -> None:
+def test_signals_are_all_by_default_or_chosen_by_name() -> None:
     assert SIGNALS.names == ("text_embedding", "behaviour_embedding", "type", "brand")
     assert SIGNALS.weights == {"text_embedding": 1, "behaviour_embedding": 1, "type": 0.1, "brand": 0.1}
     chosen = chosen_signals({"brand": 0.5, "text_embedding": 2}, SPEC)
@@ -65,7 +65,7 @@ def test_missing_embeddings_are_zeros_in_any_precision(stored: type[np.floating]
     assert batch.embeddings["text_embedding"].tolist() == np.where(gone_N[:, None], 0, x_ND).tolist()
 
 
-def test_slices_of_arrow_tables_are_read_where_they_begin() -> None:
+def test_slices_of_arrow_tables_are_read_from_their_offset() -> None:
     table = item_table()
     whole, part = signal_batch(table, SIGNALS), signal_batch(table.slice(123, 50), SIGNALS)
     for name in SPEC.embeddings:
@@ -74,7 +74,7 @@ def test_slices_of_arrow_tables_are_read_where_they_begin() -> None:
     assert torch.equal(filtered.embeddings["text_embedding"], whole.embeddings["text_embedding"][::3])
 
 
-def test_blocks_and_padding() -> None:
+def test_batches_are_cut_into_blocks_and_padded() -> None:
     batch = signal_batch(item_table(), SIGNALS)
     assert [len(block) for block in batch.blocks(256)] == [256, 256, 188]
     padded = next(batch.sliced(512, 700).blocks(256)).padded(256)
@@ -91,19 +91,23 @@ def with_column(name: str, column: pa.Array) -> pa.Table:
     ("name", "value", "rule"),
     [("text_embedding", np.nan, "must be finite; holds nan"), ("behaviour_embedding", np.inf, "must be finite")],
 )
-def test_an_embedding_that_is_not_finite_is_refused(tmp_path: Path, name: str, value: float, rule: str) -> None:
+def test_non_finite_embedding_is_refused(tmp_path: Path, name: str, value: float, rule: str) -> None:
     x_ND = np.ones((SPEC.num_items, SPEC.embeddings[name]), np.float16)
     x_ND[450, 3] = value
-    refused_at_450(tmp_path, with_column(name, embedding_column(x_ND, np.zeros(len(x_ND), bool))), name, rule)
+    require_refusal_of_row_450(
+        tmp_path, with_column(name, embedding_column(x_ND, np.zeros(len(x_ND), bool))), name, rule
+    )
 
 
 def test_a_category_outside_its_range_is_refused(tmp_path: Path) -> None:
     ids_N = np.zeros(SPEC.num_items, np.int32)
     ids_N[450] = 12
-    refused_at_450(tmp_path, with_column("brand", pa.array(ids_N)), "brand", r"id 12 is outside the table \[0, 12\)")
+    require_refusal_of_row_450(
+        tmp_path, with_column("brand", pa.array(ids_N)), "brand", r"id 12 is outside the table \[0, 12\)"
+    )
 
 
-def refused_at_450(tmp_path: Path, table: pa.Table, name: str, rule: str) -> None:
+def require_refusal_of_row_450(tmp_path: Path, table: pa.Table, name: str, rule: str) -> None:
     path = tmp_path / "part-00000.parquet"
     write_table(path, table, row_group_rows=100)
     check = signal_check(SPEC)
@@ -117,5 +121,5 @@ def refused_at_450(tmp_path: Path, table: pa.Table, name: str, rule: str) -> Non
     assert repr(name) in str(refused.value)
 
 
-def test_spec_survives_json() -> None:
+def test_signal_spec_round_trips_through_json() -> None:
     assert SignalSpec.model_validate_json(SIGNALS.model_dump_json()) == SIGNALS

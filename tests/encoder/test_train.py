@@ -1,4 +1,4 @@
-"""Stage `encoder`: it learns, repeats itself byte for byte, and stops everywhere when it must."""
+"""Stage `encoder`: training learns, is reproducible byte for byte, and fails on every rank at once."""
 
 import itertools
 import json
@@ -39,8 +39,8 @@ from tests.encoder.fabricated import (
 SIGNALS = (*SPEC.embeddings, *SPEC.categoricals)
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 TEN_STEPS = {"training": {"epochs": 1, "batch_size": 64, "log_every": 1}}
-# What is drawn at random in a step is drawn by each rank for its own rows.
-ALIKE = {"training": {**TEN_STEPS["training"], "signal_dropout": 0.0}}
+# Without signal dropout, which each rank draws for its own rows.
+WITHOUT_DROPOUT = {"training": {**TEN_STEPS["training"], "signal_dropout": 0.0}}
 
 
 def history(out: Path) -> list[dict[str, Any]]:
@@ -55,10 +55,10 @@ def weights_and_spec(out: Path) -> bytes:
     return (out / WEIGHTS_FILE).read_bytes() + (out / ENCODER_FILE).read_bytes()
 
 
-def test_ten_steps_give_the_losses_on_file(dataset: Path, tmp_path: Path) -> None:
-    """A change of these numbers is a change of the training; the file is then written anew, by intent.
+def test_ten_steps_match_the_golden_losses(dataset: Path, tmp_path: Path) -> None:
+    """A change of these losses is a change of the training; the golden file is then regenerated on purpose.
 
-    Written by `python -m tests.encoder.golden`.
+    It is written by `python -m tests.encoder.golden`.
     """
     train_encoder(LOCAL, dataset, tmp_path / "out", TEN_STEPS)
     found = losses(tmp_path / "out")
@@ -80,8 +80,8 @@ def test_every_signal_is_learned_and_measured(encoder: Path, dataset: Path, tmp_
     assert 0 < measured["unique_share"] <= 1
 
 
-def test_categoricals_alone_train(dataset: Path, tmp_path: Path) -> None:
-    """Without an embedding there are no axes for a linear path to start from, and none is there."""
+def test_training_works_with_categorical_signals_only(dataset: Path, tmp_path: Path) -> None:
+    """Without an embedding there are no axes to start a linear path from, so the model has no linear path."""
     weights = {name: 1.0 for name in SPEC.categoricals}
     train_encoder(LOCAL, dataset, tmp_path / "out", {"signals": weights, **TEN_STEPS})
     found = losses(tmp_path / "out")
@@ -89,7 +89,7 @@ def test_categoricals_alone_train(dataset: Path, tmp_path: Path) -> None:
     assert all(math.isfinite(loss) for loss in found)
 
 
-def test_the_record_has_the_curves_and_the_budget(encoder: Path) -> None:
+def test_history_has_the_curves_and_the_summary_has_the_budget(encoder: Path) -> None:
     budget = json.loads((encoder / "summary.json").read_text())["budget"]
     assert budget == {"by_rule": [], "rows": SPEC.num_items, "batch_size": 64, "epochs": 2, "log_every": 5}
     rows = history(encoder)
@@ -103,8 +103,8 @@ def test_the_record_has_the_curves_and_the_budget(encoder: Path) -> None:
     assert all(0 <= row["train/data_wait_share"] < 1 for row in training)
 
 
-def test_the_codebooks_digest_is_on_record(encoder: Path) -> None:
-    """After every start of the codebook (steps 0, 1, 2, 4 and 6 of 20) and every epoch."""
+def test_codebook_digest_is_recorded(encoder: Path) -> None:
+    """The digest is recorded after every start of the codebook (steps 0, 1, 2, 4 and 6 of 20) and every epoch."""
     noted = [row for row in history(encoder) if "codebook_sha256" in row]
     assert [(row["step"], row["after"]) for row in noted] == [
         (0, "start"), (1, "start"), (2, "start"), (4, "start"), (6, "start"), (10, "epoch"), (20, "epoch"),
@@ -118,7 +118,7 @@ def test_the_codebooks_digest_is_on_record(encoder: Path) -> None:
 
 
 class Drifting(Structured):
-    """A quantizer that moves by itself on rank 1, from step 12 of 20 on."""
+    """A quantizer whose codebook drifts on rank 1, from step 12 of 20 on."""
 
     steps = 0
 
@@ -139,7 +139,7 @@ def drifts(world: World, dataset: Path, out: Path) -> list[str]:
     return [str(initial.value), str(later.value)]
 
 
-def test_ranks_that_hold_other_codebooks_are_stopped_and_named(dataset: Path, tmp_path: Path) -> None:
+def test_training_stops_when_codebooks_differ_between_ranks(dataset: Path, tmp_path: Path) -> None:
     one, other = run_distributed(drifts, dataset, tmp_path)
     assert one == other
     for step, message in zip((0, 20), one, strict=True):
@@ -152,7 +152,7 @@ def test_ranks_that_hold_other_codebooks_are_stopped_and_named(dataset: Path, tm
 
 
 def test_a_collapsed_digit_warns_or_stops(dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """All signals are one value for every item, so nothing is left to tell items apart by."""
+    """All signals have the same value for every item, so that items cannot be distinguished."""
     items = item_table()
     first = items.take(pa.array(np.ones(len(items), np.int64)))
     alike = write_dataset(tmp_path / "alike", item_parts(replaced(first, "item_id", items["item_id"])))
@@ -181,7 +181,7 @@ def test_networks_in_bfloat16_train_a_codebook_in_float32(dataset: Path, tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StructuredConfig, "build", lambda config: Watching(config))
         train_encoder(LOCAL, dataset, tmp_path / "mixed", mixed)
-    # In steps the network's half precision comes in and is raised; whatever decides an id is float32 throughout.
+    # In training steps the input is bfloat16 and is converted; all that determines an id is float32 throughout.
     assert seen == {(True, torch.bfloat16, False), (False, torch.float32, False)}
     train_encoder(LOCAL, dataset, tmp_path / "plain", {"training": {"log_every": 1}})
     assert losses(tmp_path / "mixed") != losses(tmp_path / "plain")
@@ -199,19 +199,19 @@ def test_the_same_config_gives_the_same_bytes(encoder: Path, dataset: Path, tmp_
 
 def train_twice(world: World, dataset: Path, out: Path) -> tuple[str, list[list[float]]]:
     for name in ("first", "second"):
-        train_encoder(world, dataset, out / name, ALIKE)
+        train_encoder(world, dataset, out / name, WITHOUT_DROPOUT)
     rows = 5 if world.rank == 0 else 3
     h_BH = torch.arange(rows * 2, dtype=torch.float32).view(rows, 2) + 100 * world.rank
     return load_bundle(out / "first", world.device).spec.fingerprint, common_sample(world, h_BH, 8).tolist()
 
 
-def test_two_ranks_repeat_themselves_and_follow_one_rank(dataset: Path, tmp_path: Path) -> None:
+def test_two_ranks_are_reproducible_and_follow_one_rank(dataset: Path, tmp_path: Path) -> None:
     one, other = run_distributed(train_twice, dataset, tmp_path)
     assert one == other
-    assert one[1] == [[0, 1], [2, 3], [4, 5], [100, 101], [102, 103], [104, 105]]  # as many rows of each rank
+    assert one[1] == [[0, 1], [2, 3], [4, 5], [100, 101], [102, 103], [104, 105]]  # equally many rows of each rank
     assert weights_and_spec(tmp_path / "first") == weights_and_spec(tmp_path / "second")
-    train_encoder(LOCAL, dataset, tmp_path / "alone", ALIKE)
-    # The same global batches and start: the sums are taken in another order, no more.
+    train_encoder(LOCAL, dataset, tmp_path / "alone", WITHOUT_DROPOUT)
+    # Global batches and start are the same; only the order of summation differs.
     assert losses(tmp_path / "first")[:3] == pytest.approx(losses(tmp_path / "alone")[:3], rel=2e-2)
 
 
@@ -235,7 +235,7 @@ def test_other_quantizers_train(dataset: Path, tmp_path: Path, quantizer: dict[s
 
 
 def with_row_650(path: Path, value: float) -> Path:
-    """Write the dataset with one odd text embedding, in a lane that the second of two ranks reads; return the file."""
+    """Write the dataset with a text embedding of `value`, in a lane that rank 1 of two reads; return the file."""
 
     def spoil(rows: pa.Table) -> pa.Table:
         x_ND = np.ones((len(rows), 16), np.float16)
@@ -254,7 +254,7 @@ def failures(world: World, dataset: Path, spoiled: Path, out: Path) -> list[str]
     batches = itertools.count()
 
     def with_a_nan(table: pa.Table, signals: SignalSpec) -> SignalBatch:
-        """Put a NaN behind the check of what is read, on one rank alone, in the second epoch's first batch."""
+        """Insert a NaN after the check of the rows read, on one rank only, in the second epoch's first batch."""
         batch = signal_batch(table, signals)
         if world.rank == 1 and next(batches) == 10:
             batch.embeddings["text_embedding"][0] = torch.nan
@@ -273,8 +273,8 @@ def failures(world: World, dataset: Path, spoiled: Path, out: Path) -> list[str]
     return [str(everywhere.value), str(on_one.value), str(bad_row.value)]
 
 
-def test_two_ranks_stop_together_and_say_where_it_was(dataset: Path, tmp_path: Path) -> None:
-    """Losses that are not finite, on both ranks and on one, then a bad row that one rank alone reads: none waits."""
+def test_non_finite_values_raise_on_both_ranks_and_name_the_place(dataset: Path, tmp_path: Path) -> None:
+    """Losses are not finite on both ranks, then on one; then only one rank reads a bad row. No rank hangs."""
     spoiled = with_row_650(tmp_path / "spoiled", np.nan)
     for everywhere, on_one, bad_row in run_distributed(failures, dataset, tmp_path / "spoiled", tmp_path / "out"):
         assert "encoder: step 1: loss or gradient is not finite" in everywhere
@@ -290,7 +290,7 @@ def test_two_ranks_stop_together_and_say_where_it_was(dataset: Path, tmp_path: P
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
 
-def test_a_gradient_that_is_not_finite_is_named(dataset: Path, tmp_path: Path) -> None:
+def test_non_finite_gradient_is_named_in_the_error(dataset: Path, tmp_path: Path) -> None:
     def spoiled(world: World, parameters: Iterable[torch.nn.Parameter]) -> None:
         *_, last = (parameter for parameter in parameters if parameter.grad is not None)
         assert last.grad is not None
@@ -308,28 +308,28 @@ def next_random(world: World, dataset: Path, out: Path) -> float:
     return torch.rand(()).item()
 
 
-def test_ranks_draw_what_they_hide_each_for_itself(dataset: Path, tmp_path: Path) -> None:
+def test_ranks_draw_different_random_numbers(dataset: Path, tmp_path: Path) -> None:
     first, second = run_distributed(next_random, dataset, tmp_path / "out")
     assert first != second
 
 
-def test_a_codebook_is_not_set_from_vectors_that_are_not_finite(dataset: Path, tmp_path: Path) -> None:
+def test_codebook_start_refuses_non_finite_latent_vectors(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="step 1: latent vectors are not finite"):
         train_encoder(LOCAL, dataset, tmp_path / "out", {"training": DIVERGING})
 
 
-def test_a_hold_out_of_nothing_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_empty_holdout_is_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holdout_share=1e-09, .*: hold out none of the 700 items on 1 "):
         train_encoder(LOCAL, dataset, tmp_path / "out", {"training": {"holdout_share": 1e-9}})
 
 
-def test_a_signal_that_is_not_there_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_unknown_signal_is_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"encoder.signals.colour: not a signal"):
         train_encoder(LOCAL, dataset, tmp_path / "out", {"signals": {"colour": 1.0}})
 
 
-def test_of_a_revised_item_only_the_newest_row_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two later parts revise items, some of them twice; other signals tell the rows apart."""
+def test_only_the_newest_row_of_a_revised_item_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two later parts revise items, some of them twice; the rows of an item differ in their signals."""
     items = item_table()
     parts = item_parts()
     for ids in (np.arange(0, 699, 3), np.arange(0, 699, 6)):
@@ -337,12 +337,12 @@ def test_of_a_revised_item_only_the_newest_row_is_trained_on(tmp_path: Path, mon
     parts[3] = replaced(parts[3], "brand", pa.nulls(len(parts[3]), pa.int32()))
     read: list[tuple[int, int | None]] = []
 
-    def noting(table: pa.Table, signals: SignalSpec) -> SignalBatch:
+    def recording(table: pa.Table, signals: SignalSpec) -> SignalBatch:
         read.extend(zip(table["item_id"].to_pylist(), table["brand"].to_pylist(), strict=True))
         return signal_batch(table, signals)
 
     for module in ("trainer", "holdout"):
-        monkeypatch.setattr(f"sidestack.encoder.{module}.signal_batch", noting)
+        monkeypatch.setattr(f"sidestack.encoder.{module}.signal_batch", recording)
     training = {"epochs": 1, "batch_size": 4, "lanes": 1, "checkpoint_every": 0}
     train_encoder(LOCAL, write_dataset(tmp_path / "dataset", parts), tmp_path / "out", {"training": training})
     newest = dict(zip(items["item_id"].to_pylist(), items["brand"].to_pylist(), strict=True))
@@ -350,7 +350,7 @@ def test_of_a_revised_item_only_the_newest_row_is_trained_on(tmp_path: Path, mon
         newest |= dict(zip(part["item_id"].to_pylist(), part["brand"].to_pylist(), strict=True))
     seen = dict(read)
     assert all(newest[item] == brand for item, brand in read)
-    assert len(seen) > 690  # but for a last partial batch
+    assert len(seen) > 690  # all but a last partial batch
 
 
 def test_an_altered_partition_is_refused_by_every_rank(dataset: Path, tmp_path: Path) -> None:
@@ -359,7 +359,10 @@ def test_an_altered_partition_is_refused_by_every_rank(dataset: Path, tmp_path: 
     held = bytearray(file.read_bytes())
     held[len(held) // 2] ^= 1
     file.write_bytes(held)
-    assert [f"{file}: SHA-256" in said for said in run_distributed(refusals, spoiled, tmp_path / "out")] == [True, True]
+    assert [f"{file}: SHA-256" in reason for reason in run_distributed(refusals, spoiled, tmp_path / "out")] == [
+        True,
+        True,
+    ]
     assert not (tmp_path / "out").exists()
 
 

@@ -19,7 +19,7 @@ def losses(scale: float, *digits: list[int]) -> Losses:
     return Losses(one, torch.tensor([2.0, 6.0]) * scale, rows, 2 * one, 3 * one, torch.tensor(digits))
 
 
-def test_metrics_are_means_over_the_steps_and_over_the_rows_that_have_the_signal() -> None:
+def test_metrics_are_means_over_steps_and_over_rows_with_the_signal() -> None:
     window = Window(NAMES, SPEC, LOCAL)
     window.add(losses(1.0, [0, 0, 0, 1]), torch.tensor(0.5))
     window.add(losses(3.0, [1, 0, 0, 2]), torch.tensor(1.5))
@@ -31,13 +31,13 @@ def test_metrics_are_means_over_the_steps_and_over_the_rows_that_have_the_signal
     assert metrics["train/gradient_norm"] == 1
     assert metrics["train/text/loss"] == 1  # (2 + 6) / 8 rows
     assert metrics["train/brand/loss"] == 4
-    assert metrics["train/data_wait_share"] > 1  # of far less than 1e9 seconds
+    assert metrics["train/data_wait_share"] > 1  # the elapsed time is far below 1e9 seconds
     assert use_N == pytest.approx([1, 0, 0, 1])  # two rows can show two values at most
     assert metrics["train/least_digit_use"] == 0
     assert (window.steps, window.waited) == (0, 0.0)
 
 
-def test_a_window_goes_on_from_its_state() -> None:
+def test_window_resumes_from_its_saved_state() -> None:
     whole, first, second = (Window(NAMES, SPEC, LOCAL) for _ in range(3))
     for window in (whole, first):
         window.add(losses(1.0, [0, 1, 2, 1]), torch.tensor(0.5))
@@ -53,7 +53,7 @@ def test_a_window_goes_on_from_its_state() -> None:
     assert use_N == expected_use_N
 
 
-def test_a_collapsed_digit_is_named_once_and_again_after_it_recovered() -> None:
+def test_collapsed_digit_is_reported_once_and_again_after_recovery() -> None:
     watch = CollapseWatch(TrainingConfig(collapse_threshold=0.1), SPEC, after=10)
     low = [0.9, 0.5, 0.1, 0.02]
     assert watch.check(10, 20, low) == [
@@ -66,12 +66,12 @@ def test_a_collapsed_digit_is_named_once_and_again_after_it_recovered() -> None:
     assert watch.collapsed == {3}
 
 
-def test_steps_before_the_last_start_of_the_codebook_are_not_judged() -> None:
+def test_steps_before_the_last_start_of_the_codebook_are_not_checked() -> None:
     watch = CollapseWatch(TrainingConfig(collapse="stop"), SPEC, after=10)
     assert watch.check(9, 19, [0.0] * 4) == []
     with pytest.raises(TrainingError, match=r"step 20: digit 0 \(depth 0, group 0\).*\n.*digit 1 \(depth 0, group 1\)"):
         watch.check(10, 20, [0.0, 0.0, 1.0, 1.0])
 
 
-def test_off_judges_nothing() -> None:
+def test_watch_is_a_no_op_when_off() -> None:
     assert CollapseWatch(TrainingConfig(collapse="off"), SPEC, after=0).check(0, 1, [0.0] * 4) == []

@@ -52,7 +52,7 @@ LINES = SidSpec(
     name="lines", quantizer="test", levels=3, lines=4, digits=4, depth=2, groups=2, prefix_lengths=(2,),
     fingerprint="cd" * 32,
 )  # fmt: skip
-"""Several lines a layer: what its digits stand for is in the codebook beside the tables."""
+"""Several lines per layer: the codebook beside the tables holds the vectors of its digits."""
 CLUSTERS = SidSpec(
     name="clusters", quantizer="test", levels=1, lines=2**15, digits=6, depth=6, groups=1, fingerprint="ef" * 32
 )
@@ -64,17 +64,17 @@ HABIT = SidSpec(
     name="habit", entity="user", quantizer="test", levels=3, digits=4, depth=2, groups=2, prefix_lengths=(2,),
     fingerprint="12" * 32,
 )  # fmt: skip
-"""SIDs of users, of the dataset that `write_dataset_with_users` makes."""
+"""SIDs of users, in the dataset that `write_dataset_with_users` writes."""
 REQUEST_SPEC = SPEC.model_copy(
     update={"dense": ("rank",), "request_dense": ("price",), "sparse": {"slot": 5}, "request_sparse": {"topics": 11}}
 )
-"""Of the dataset whose requests have several impressions."""
+"""Specification of the dataset whose requests have several impressions."""
 USER_SPEC = SPEC.model_copy(update={"user_embeddings": {"activity": 4}})
 
 
 ONE_TASK = {"like": TaskSpec()}
 CHAIN = {"order": TaskSpec(given="cart", weight=0.5), "view": TaskSpec(), "cart": TaskSpec(given="view", weight=2.0)}
-"""Three tasks, each given another; a child comes before its parent."""
+"""Three tasks, two of them given another; a child comes before its parent."""
 TWO_ROOTS = {"like": TaskSpec(weight=3.0), "view": TaskSpec(), "cart": TaskSpec(given="view")}
 
 
@@ -89,7 +89,7 @@ def write_dataset(
     """Write the six days of `SPEC` with all sets of SIDs, or none; the same arguments give the same bytes.
 
     Args:
-        tasks: in place of click and conversion. impressions: of a request; more than 1: of `REQUEST_SPEC`.
+        tasks: replace click and conversion. impressions: per request; more than 1 writes `REQUEST_SPEC`.
     """
     rng = np.random.default_rng(7)
     digits_ID = rng.integers(0, 3, (SPEC.num_items, 6))
@@ -122,7 +122,7 @@ def write_dataset(
 
 
 def items() -> pa.Table:
-    """Draw the items' embeddings; every seventh item has no text, every eleventh no behaviour."""
+    """Draw the items' embeddings; every seventh item has no words, every eleventh no behaviour."""
     rng, item_I = np.random.default_rng(9), np.arange(SPEC.num_items)
     schema = item_schema(SPEC)
     columns = {"item_id": pa.array(item_I), "text": pa.nulls(SPEC.num_items, pa.string())}
@@ -134,7 +134,7 @@ def items() -> pa.Table:
 
 
 def events(rng: np.random.Generator, day: date, rows: int, digits_ID: np.ndarray) -> pa.Table:
-    """Draw one day's events; a click is likelier the higher the item's first digit."""
+    """Draw one day's events; a click is more likely for items with a higher first digit."""
     start = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1e6)
     time_N = np.sort(start + rng.integers(0, 86_400_000_000, rows))
     item_N = rng.integers(0, SPEC.num_items, rows)
@@ -164,7 +164,7 @@ def events(rng: np.random.Generator, day: date, rows: int, digits_ID: np.ndarray
 
 
 def in_requests(table: pa.Table, day: date, impressions: int) -> pa.Table:
-    """Make so many rows after another one request; what a request has once is its first row's."""
+    """Group every `impressions` consecutive rows into a request that has the request columns of the first row."""
     first_N = np.arange(table.num_rows) // impressions * impressions
     for name in set(request_schema(REQUEST_SPEC).names) & set(table.column_names):
         at = table.schema.get_field_index(name)
@@ -174,7 +174,7 @@ def in_requests(table: pa.Table, day: date, impressions: int) -> pa.Table:
 
 
 def with_tasks(table: pa.Table, tasks: dict[str, TaskSpec], digits_ID: np.ndarray, day: date) -> pa.Table:
-    """Draw labels of other tasks in place of click and conversion; a tenth of each is null."""
+    """Replace click and conversion by random labels of `tasks`; a tenth of each is null."""
     rng = np.random.default_rng(day.day)
     chance_N = 0.3 + 0.4 * digits_ID[table["item_id"].to_numpy(), 0] / 2
     drawn = {task: rng.random(len(chance_N)) < chance_N for task in tasks}
@@ -192,7 +192,7 @@ def jagged(values_T: np.ndarray | pa.Array, lengths_N: np.ndarray) -> pa.ListArr
 
 
 def write_dataset_with_users(path: Path) -> Path:
-    """Write the same with embeddings and SIDs of users; every fifth has neither."""
+    """Write the same dataset with embeddings and SIDs of users; every fifth user has neither."""
     plain = write_dataset(path.with_name(f"{path.name}-plain"))
     rng, known_U = np.random.default_rng(10), np.arange(SPEC.num_users) % 5 > 0
     schema = user_schema(USER_SPEC)
@@ -213,7 +213,7 @@ def all_days() -> list[date]:
 
 
 def with_sids(table: pa.Table, sid: SidSpec, digits_ID: np.ndarray, known_I: np.ndarray) -> pa.Table:
-    """Add every SID column of `sid`, from the digits of items or users; the unknown have null SIDs."""
+    """Add every SID column of `sid`, from the digits of items or users; unknown ones have null SIDs."""
     history = table["history_item_ids"].combine_chunks()
     ids_N, history_T = table[f"{sid.entity}_id"].to_numpy(), history.flatten().to_numpy()
     lengths_N = history.value_lengths().to_numpy()

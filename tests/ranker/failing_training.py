@@ -1,4 +1,4 @@
-"""The ranker's stage with a fault, FAULT, on one rank, FAULT_RANK; when it happens is written to FAULT_FILE."""
+"""Run the ranker's stage with the fault FAULT on rank FAULT_RANK; the time of the fault is written to FAULT_FILE."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def kill() -> None:
 
 
 class Fault(NamedTuple):
-    """Where a fault is planted, at which call, and what it is."""
+    """The function in which a fault is planted, the index of the call, and the fault itself."""
 
     place: str
     call: int = 0
@@ -58,7 +58,7 @@ FAULTS = {
 
 
 def plant(fault: Fault) -> None:
-    kept, calls = pkgutil.resolve_name(fault.place), 0
+    original, calls = pkgutil.resolve_name(fault.place), 0
 
     def body(*args: Any, **options: Any) -> Any:
         nonlocal calls
@@ -66,7 +66,7 @@ def plant(fault: Fault) -> None:
         if calls == fault.call + 1:
             Path(os.environ["FAULT_FILE"]).write_text(str(time.time()))
             fault.happen()
-        return kept(*args, **options)
+        return original(*args, **options)
 
     pytest.MonkeyPatch().setattr(fault.place, body)
 

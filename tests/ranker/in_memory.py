@@ -1,4 +1,4 @@
-"""The metrics over arrays of all rows at once: the readable reference of the tallies of `ranker.statistics`."""
+"""Metrics over arrays of all rows at once: the readable reference for the tallies of `ranker.statistics`."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -63,7 +63,7 @@ def _area_under_curve(positives_N: NDArray[np.bool_], probabilities_N: NDArray[n
 
 
 def _placements(positives_N: NDArray[np.bool_], probabilities_N: NDArray[np.floating]) -> Floats:
-    """Return the chance that a row is ordered rightly against one of the other label, by one sort; ties count half."""
+    """Return the chance that a row is ordered correctly against one of the other label; ties count half."""
     _, group_N, size_G = np.unique(probabilities_N, return_inverse=True, return_counts=True)
     positives_G = np.bincount(group_N[positives_N], minlength=len(size_G))
     negatives_G = size_G - positives_G
@@ -74,15 +74,15 @@ def _placements(positives_N: NDArray[np.bool_], probabilities_N: NDArray[np.floa
 
 
 def auc_influence(users_N: Integers, labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating]) -> Floats:
-    """Return how much AUC moves with each user's weight: its derivative where all users weigh 1.
+    """Return the derivative of AUC by each user's weight, where all users have weight 1.
 
-    Pairs of rows cross users, so that AUC is no sum over users. To first order it is: with `w_u` the weight of user u,
-    or how often a resample drew the user, AUC(w) = AUC + sum of `(w_u - 1) * influence_u` (Obuchowski, 1997, of
-    clustered rows; with a row a user DeLong et al., 1988).
+    Pairs of rows cross users, so AUC is not a sum over users, but its first-order expansion is: with `w_u` the weight
+    of user u, or how often a resample drew the user, AUC(w) = AUC + sum of `(w_u - 1) * influence_u` (Obuchowski,
+    1997, for clustered rows; with one row per user DeLong et al., 1988).
 
     Args:
         users_N: the user of each row, 0 to U - 1, each with a row; any order.
-        labels_N: 0 or 1, both among them.
+        labels_N: 0 or 1, both must occur.
         probabilities_N: the predicted chance of label 1.
 
     Returns:
@@ -100,12 +100,12 @@ def auc_influence(users_N: Integers, labels_N: NDArray[np.generic], probabilitie
 
 
 class UserAuc(NamedTuple):
-    """AUC within each user who has both labels; of the others AUC is not defined, and they do not count.
+    """AUC within each user who has both labels; it is undefined for other users, who do not count.
 
     Attributes:
         users_V: those users, ascending.
         auc_V: the chance that a user's positive row is scored above the same user's negative row.
-        rows_V: how many rows each has: the weights.
+        rows_V: the number of rows of each: the weights.
     """
 
     users_V: Integers
@@ -148,9 +148,9 @@ def _differs_from_last(values_N: NDArray[np.generic]) -> NDArray[np.bool_]:
 
 
 def calibration_deciles(labels_N: NDArray[np.generic], probabilities_N: NDArray[np.floating]) -> tuple[Decile, ...]:
-    """Hold prediction against outcome in ten equal parts of the rows, lowest predictions first.
+    """Compare prediction with outcome in ten equal parts of the rows, lowest predictions first.
 
-    Fewer than ten rows give a part each; parts differ by at most one row.
+    Fewer than ten rows give one part each; parts differ by at most one row.
 
     Args:
         labels_N: 0 or 1, no missing label.

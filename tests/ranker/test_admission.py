@@ -1,4 +1,4 @@
-"""Rows of ids in tables of bounded size: a slow reference over nights, the bound, and rows that stay where they are."""
+"""Rows of ids in tables of bounded size: a slow reference over nights, the bound, and rows that stay in place."""
 
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -18,11 +18,11 @@ SMALL = AdmissionConfig(min_count=3, max_age_days=4, max_rows=20, fallback_rows=
 
 @dataclass
 class Reference:
-    """The rules, id by id."""
+    """Reference implementation of the admission rules, id by id."""
 
     settings: AdmissionConfig
     row: dict[int, int] = field(default_factory=dict)
-    """Of the ids that have one of their own."""
+    """Row of each id that has one of its own."""
     count: dict[int, int] = field(default_factory=dict)
     last_seen: dict[int, date] = field(default_factory=dict)
 
@@ -45,22 +45,22 @@ class Reference:
         return [self.row.get(id, id % self.settings.fallback_rows) for id in range(num_ids)]
 
 
-def sighted(ids: IdRows, settings: AdmissionConfig, day: date, seen: Integers, num_ids: int) -> None:
-    """Do one night, in two parts, as a date of two row groups is read."""
+def see_night(ids: IdRows, settings: AdmissionConfig, day: date, seen: Integers, num_ids: int) -> None:
+    """Count one night's ids in two parts, as a date of two row groups is read."""
     ids.grow(num_ids, settings.fallback_rows)
     for part in np.array_split(seen, 2):
         ids.add_counts(*np.unique(part, return_counts=True), day)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_rows_are_those_of_a_slow_reference_over_ten_nights(seed: int) -> None:
+def test_rows_match_a_slow_reference_over_ten_nights(seed: int) -> None:
     rng = np.random.default_rng(seed)
     ids, reference = IdRows.empty(), Reference(SMALL)
     for night in range(10):
         num_ids, day = 15 + 8 * night, FIRST_DAY + timedelta(days=night + int(rng.integers(0, 2)) * (night > 8))
         seen = (num_ids * rng.random(60) ** 2).astype(np.int64)
         before, evictable = dict(reference.row), ids.row_I.copy()
-        sighted(ids, SMALL, day, seen, num_ids)
+        see_night(ids, SMALL, day, seen, num_ids)
         turnover = ids.admit(SMALL, day)
         reference.night(day, seen.tolist())
         assert ids.row_I.tolist() == reference.rows(num_ids), night
@@ -76,7 +76,7 @@ def test_rows_are_those_of_a_slow_reference_over_ten_nights(seed: int) -> None:
     assert any(0 < count < 3 for count in reference.count.values())
 
 
-def test_of_ids_without_room_the_higher_count_and_then_the_lower_id_gets_the_row() -> None:
+def test_free_rows_go_to_the_highest_count_and_then_to_the_lowest_id() -> None:
     settings = AdmissionConfig(min_count=2, max_age_days=9, max_rows=5, fallback_rows=2)
     ids = IdRows.empty()
     ids.grow(8, 2)
@@ -85,7 +85,7 @@ def test_of_ids_without_room_the_higher_count_and_then_the_lower_id_gets_the_row
     assert ids.row_I.tolist() == [0, 1, 0, 1, 3, 4, 2, 1]
 
 
-def test_a_row_stays_with_its_id_whatever_others_are_seen_until_the_id_is_old_and_counts_from_0_again() -> None:
+def test_row_stays_with_its_id_until_the_id_expires_and_its_count_restarts() -> None:
     settings = AdmissionConfig(min_count=2, max_age_days=2, max_rows=2, fallback_rows=1)
     ids = IdRows.empty()
     ids.grow(2, 1)
@@ -100,9 +100,9 @@ def test_a_row_stays_with_its_id_whatever_others_are_seen_until_the_id_is_old_an
     assert found == [([0, 1], [50, 2]), ([1, 0], [100, 0]), ([1, 0], [100, 50])]
 
 
-def test_more_rows_leave_the_rows_that_ids_have_where_they_are() -> None:
+def test_larger_table_keeps_the_rows_of_its_ids() -> None:
     ids = IdRows.empty()
-    sighted(ids, SMALL, FIRST_DAY, np.repeat(np.arange(40), 3), 40)
+    see_night(ids, SMALL, FIRST_DAY, np.repeat(np.arange(40), 3), 40)
     assert ids.admit(SMALL, FIRST_DAY).waiting == 40 - 14
     before = ids.row_I.copy()
     larger = SMALL.model_copy(update={"max_rows": 30})
@@ -119,7 +119,7 @@ def test_rows_stay_within_the_bound_and_do_not_move_in_a_hundred_nights() -> Non
         num_ids, day = 3000 + 500 * night, FIRST_DAY + timedelta(days=night)
         newest = np.minimum(rng.exponential(2000, 20_000), num_ids - 1).astype(np.int64)
         before = ids.row_I.copy()
-        sighted(ids, settings, day, num_ids - 1 - newest, num_ids)
+        see_night(ids, settings, day, num_ids - 1 - newest, num_ids)
         turnover = ids.admit(settings, day)
         own = np.flatnonzero(ids.row_I >= settings.fallback_rows)
         assert len(np.unique(ids.row_I[own])) == len(own) == turnover.own_rows <= 900

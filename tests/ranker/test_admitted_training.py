@@ -1,4 +1,4 @@
-"""Trainings with admission, night after night: rows that stay, rows that change hands, and the same served ranker."""
+"""Trainings with admission over several nights: rows that are kept or reassigned, and the served ranker."""
 
 import json
 import shutil
@@ -34,8 +34,8 @@ from tests.datasets import joined
 from tests.distributed import run_distributed
 from tests.encoder.fabricated import LOCAL
 from tests.ranker.dataset import REQUEST_SPEC, SID, SPEC, write_dataset
+from tests.ranker.exporting import export_inputs
 from tests.ranker.test_admission import Reference
-from tests.ranker.test_export import export_inputs
 from tests.ranker.test_resume import predictions, stopping, summary, train_ranker, weights
 from tests.ranker.test_score import run_score
 from tests.ranker.training import config_of, whole
@@ -53,7 +53,7 @@ DAYS = [SPEC.train[0] + timedelta(days=n) for n in range(4)]
 
 
 class Nights(NamedTuple):
-    """Two trainings on a dataset with three impressions a request: on two dates, then from that one on to four."""
+    """Two trainings on a dataset with three impressions per request: on two dates, then warm-started with four."""
 
     dataset: Path
     first: Path
@@ -65,7 +65,7 @@ def spec_until(days: int) -> DatasetSpec:
 
 
 def two_nights(world: World, dataset: Path, folder: Path) -> None:
-    """Train on two dates, then go on with the training dates two more."""
+    """Train on two dates, then warm-start from that ranker with two more training dates."""
     if world.is_main:
         write_spec(dataset, spec_until(2))
     torch.distributed.barrier()
@@ -88,7 +88,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
 
 
 def seen_on(dataset: Path, column: str, day: date) -> list[int]:
-    """Return the ids of a date by reading all its joined rows, what a request has once a request."""
+    """Return the ids of a date by reading all its joined rows; columns of requests count once per request."""
     found: list[int] = []
     last: object = None
     of_requests = request_schema(REQUEST_SPEC).names
@@ -101,10 +101,10 @@ def seen_on(dataset: Path, column: str, day: date) -> list[int]:
 
 
 @pytest.mark.parametrize("column", ADMISSION)
-def test_the_maps_are_those_of_a_slow_count_and_a_date_counts_once(nights: Nights, column: str) -> None:
+def test_row_maps_match_a_slow_count_in_which_each_date_counts_once(nights: Nights, column: str) -> None:
     reference = Reference(AdmissionConfig.model_validate(ADMISSION[column]))
     for out, days in ((nights.first, DAYS[:2]), (nights.second, DAYS[2:])):
-        # One training counts all its dates, and then gives rows once.
+        # A training counts all its dates before it assigns rows.
         for day in days[:-1]:
             for id in seen_on(nights.dataset, column, day):
                 reference.count[id] = reference.count.get(id, 0) + 1
@@ -113,17 +113,17 @@ def test_the_maps_are_those_of_a_slow_count_and_a_date_counts_once(nights: Night
         reference.night(days[-1], seen_on(nights.dataset, column, days[-1]))
         row_I = read_row_maps(out / "model", [column])[column]
         assert row_I.tolist() == reference.rows(len(row_I))
-        told = summary(out)["admission"][column]
-        assert told["own_rows"] == len(reference.row)
-        assert (told["admitted"], told["evicted"]) == (
+        turnover = summary(out)["admission"][column]
+        assert turnover["own_rows"] == len(reference.row)
+        assert (turnover["admitted"], turnover["evicted"]) == (
             len(reference.row.keys() - before),
             len(before - {*reference.row}),
         )
-    assert column == "topics" or told["evicted"] > 0
+    assert column == "topics" or turnover["evicted"] > 0
 
 
 def started(world: World, nights: Nights) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return a model as it is initialized, and as the second night starts it from the first."""
+    """Return a model as it is initialized, and as the second night warm-starts it from the first."""
 
     def built() -> ShardedRanker:
         return build_sharded(features, config, world, ModelConstants())
@@ -138,7 +138,7 @@ def started(world: World, nights: Nights) -> tuple[dict[str, Tensor], dict[str, 
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_rows_stay_bit_equal_with_their_ids_and_start_as_initialized_with_others(nights: Nights, ranks: int) -> None:
+def test_kept_rows_are_bit_identical_and_reassigned_rows_are_initialized(nights: Nights, ranks: int) -> None:
     fresh, found = run_distributed(started, nights, world_size=ranks)[0]
     old = weights(nights.first)
     for column, settings in ADMISSION.items():
@@ -155,7 +155,7 @@ def test_rows_stay_bit_equal_with_their_ids_and_start_as_initialized_with_others
 
 
 def changed_rows(world: World, **sections: Any) -> dict[str, list[int]]:
-    """Add 1 to what `held_rows` finds of two rows of the users' table; return what changed of each tensor."""
+    """Add 1 to two rows of the users' table through `held_rows`; return the rows that changed in each tensor."""
     config = config_of("none", **sections)
     features = arm_features(SPEC, config, {})
     sharded = build_sharded(features, config, world, ModelConstants())
@@ -171,7 +171,7 @@ def changed_rows(world: World, **sections: Any) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("types", [["table_wise"], ["column_wise"]])
-def test_the_rows_of_a_table_and_their_states_are_found_under_any_plan(types: list[str]) -> None:
+def test_rows_of_a_table_and_their_states_are_found_under_any_plan(types: list[str]) -> None:
     sections: dict[str, Any] = {"model": {"embedding_dim": 256}, "sharding": {"types": types}}
     found = run_distributed(partial(changed_rows, **sections), world_size=2)[0]
     halves = [3, 59, 63, 119] if types == ["column_wise"] else [3, 59]
@@ -188,7 +188,7 @@ def test_two_ranks_give_the_same_rows_and_the_same_ranker(nights: Nights, tmp_pa
             np.testing.assert_allclose(predictions(ours)[name], predictions(theirs)[name], atol=1e-5)
 
 
-def test_a_training_that_was_stopped_gives_the_same_ranker(nights: Nights, world: World, tmp_path: Path) -> None:
+def test_resumed_training_gives_the_same_ranker(nights: Nights, world: World, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"start": nights.first, "model": MODEL, "batch_size": 8}
     with stopping():
         train_ranker(world, nights.dataset, tmp_path / "resumed", "none", **changes)
@@ -199,7 +199,7 @@ def test_a_training_that_was_stopped_gives_the_same_ranker(nights: Nights, world
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
-def test_scores_and_inspection_are_those_of_the_training(nights: Nights, world: World, tmp_path: Path) -> None:
+def test_scores_and_inspection_match_the_training(nights: Nights, world: World, tmp_path: Path) -> None:
     run_score(world, nights.second, nights.dataset, tmp_path / "scored")
     expected, scored = predictions(nights.second), predictions(tmp_path / "scored")
     bundle, dataset = open_bundle(nights.second), read_dataset(nights.dataset)
@@ -210,7 +210,7 @@ def test_scores_and_inspection_are_those_of_the_training(nights: Nights, world: 
         np.testing.assert_allclose(p_NT[:, place], wanted, atol=1e-6)
 
 
-def test_a_grown_dataset_is_scored_with_new_ids_in_the_fallback_rows(nights: Nights) -> None:
+def test_new_ids_of_a_grown_dataset_use_the_fallback_rows(nights: Nights) -> None:
     larger = spec_until(4).model_copy(update={"num_items": 1000})
     features = open_bundle(nights.second).features(larger)
     (item,) = (one for one in features.bags if one.column == "item_id")
@@ -222,14 +222,14 @@ def test_a_grown_dataset_is_scored_with_new_ids_in_the_fallback_rows(nights: Nig
 
 
 @pytest.mark.parametrize("tables", ["float32", "float16"])
-def test_a_served_version_answers_as_the_ranker_and_unknown_ids_share_a_fallback_row(
+def test_served_version_matches_the_ranker_and_unknown_ids_share_a_fallback_row(
     nights: Nights, tmp_path: Path, tables: str
 ) -> None:
     with committing(tmp_path / "dataset", LOCAL, stage="materialize") as staging:
         shutil.copytree(nights.dataset, staging, dirs_exist_ok=True)
     inputs = {"model": nights.second, "dataset": tmp_path / "dataset"}
     version = export_inputs(inputs, tmp_path / "out", tables=tables, max_ne_loss=0.01)
-    if tables == "float32":  # of 150 held-out rows; a larger one had not been committed
+    if tables == "float32":  # of 150 held-out rows; a larger one is not committed
         assert summary(tmp_path / "out")["largest_difference"] <= 1e-5
     assert load_file(version / MAPS_FILE).keys() == {f"{column}/rows" for column in ADMISSION}
     served = ServedRanker(version)
@@ -276,7 +276,7 @@ def test_settings_that_would_move_rows_are_refused(nights: Nights, changes: dict
         open_start(nights.first, config, spec_until(4), features)
 
 
-def test_a_plan_has_the_tables_that_the_training_built(nights: Nights, tmp_path: Path) -> None:
+def test_plan_has_the_tables_that_the_training_built(nights: Nights, tmp_path: Path) -> None:
     section = config_of("none", model=MODEL).model_dump(mode="json", exclude={"training"})
     (tmp_path / "run.yaml").write_text(json.dumps({"ranker": section}))
     words = ["--config", str(tmp_path / "run.yaml"), "--dataset", str(nights.dataset), "--ranks", "1"]
@@ -286,7 +286,7 @@ def test_a_plan_has_the_tables_that_the_training_built(nights: Nights, tmp_path:
     assert tables["t_item_id"]["rows"] == ADMISSION["item_id"]["max_rows"]
 
 
-def test_the_summary_tells_which_share_of_ids_have_no_row_for_themselves(nights: Nights) -> None:
+def test_summary_has_the_share_of_ids_that_share_a_row(nights: Nights) -> None:
     tables = {one["table"]: one for one in summary(nights.second)["tables"]}
     row_I = read_row_maps(nights.second / "model", ["item_id"])["item_id"]
     seen = {id for day in DAYS for id in seen_on(nights.dataset, "item_id", day)}
@@ -295,7 +295,7 @@ def test_the_summary_tells_which_share_of_ids_have_no_row_for_themselves(nights:
     assert tables["t_item_id"]["bytes"] == 100 * 8 * 4
 
 
-def test_more_rows_and_other_counts_and_ages_are_taken(nights: Nights, world: World, tmp_path: Path) -> None:
+def test_warm_start_accepts_more_rows_and_other_counts_and_ages(nights: Nights, world: World, tmp_path: Path) -> None:
     changed = {"item_id": {**ADMISSION["item_id"], "max_rows": 320, "max_age_days": 9}}
     changed["user_id"] = {**ADMISSION["user_id"], "min_count": 2}
     model = {"admission": {**ADMISSION, **changed}}
@@ -320,7 +320,7 @@ def test_a_dataset_with_fewer_ids_is_refused(nights: Nights, world: World, tmp_p
         write_spec(nights.dataset, spec_until(4))
 
 
-def test_a_column_that_is_none_of_ids_is_refused() -> None:
+def test_admission_of_a_column_without_ids_is_refused() -> None:
     config = config_of("none", model={"admission": {"price": ADMISSION["user_id"]}})
     with pytest.raises(
         ConfigError, match=r"ranker\.model\.admission: 'price' is no id column; the dataset has user_id"

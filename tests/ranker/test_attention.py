@@ -1,4 +1,4 @@
-"""Attention to shared histories: the numbers and gradients of a loop over rows, in memory that follows the entries."""
+"""Attention to shared histories: values and gradients of a loop over rows, and memory proportional to the entries."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from sidestack.ranker.layout import HistoryLayout, history_layout
 
 
 def layout_of(lengths: list[int], rows: list[int] | None = None) -> HistoryLayout:
-    """Lay out histories of some lengths, each of one row unless it is said of how many."""
+    """Lay out histories of these lengths, each of one row unless `rows` has other numbers."""
     return history_layout(np.array(lengths), np.array(rows or [1] * len(lengths)))
 
 
 def slow_reference(probes_BND: Tensor, values_TD: Tensor, lengths: list[int], rows: list[int]) -> Tensor:
-    """Attend row by row; a row without history gives zeros."""
+    """Attend row by row; a row without history gets zeros."""
     histories = [history for history, n in zip(values_TD.split(lengths), rows, strict=True) for _ in range(n)]
     return torch.stack([
         (probes_ND @ values_LD.T).softmax(1) @ values_LD if len(values_LD) else probes_ND * 0
@@ -38,7 +38,7 @@ SIZES = [
 
 @pytest.mark.parametrize(("lengths", "rows"), SIZES)
 @pytest.mark.parametrize("vectors", [1, 3])
-def test_equals_a_loop_over_rows_and_so_do_its_gradients(lengths: list[int], rows: list[int], vectors: int) -> None:
+def test_attention_and_its_gradients_equal_a_loop_over_rows(lengths: list[int], rows: list[int], vectors: int) -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(sum(rows), vectors, 4), torch.randn(sum(lengths), 4)]
     direction_BND = torch.randn_like(inputs[0])
@@ -61,7 +61,7 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes how many numbers the largest tensor holds that any operator returns."""
+    """Record the number of elements of the largest tensor that any operator returns."""
 
     numbers = 0
 
@@ -72,7 +72,7 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_one_long_history_costs_its_own_length_and_no_more() -> None:
+def test_memory_of_a_long_history_is_proportional_to_its_length() -> None:
     dim, vectors, requests, rows = 8, 4, 1000, 3
     lengths = [10_000, *[2] * (requests - 1)]
     probes_BND = torch.randn(requests * rows, vectors, dim, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The mean of the network's weights over the last steps, and tables that begin each epoch anew."""
+"""The mean of the network's weights over the last steps, and tables that restart in each epoch."""
 
 from pathlib import Path
 
@@ -23,44 +23,44 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("averaging") / "dataset", rows_a_day=128)
 
 
-def moved(average: WeightAverage, weight: Tensor, values: list[float]) -> None:
-    """Take a step for each value of a weight."""
+def take_steps(average: WeightAverage, weight: Tensor, values: list[float]) -> None:
+    """Take one step for each value of the weight."""
     for value in values:
         weight.fill_(value)
         average.add()
 
 
-def test_the_mean_of_all_steps_takes_the_weights_place() -> None:
+def test_apply_replaces_the_weight_by_its_mean_over_all_steps() -> None:
     weight = torch.zeros(2)
     average = WeightAverage({"w": weight})
     average.apply()
     assert weight.tolist() == [0, 0] and average.state() == {}
-    moved(average, weight, [1, 2, 6])
+    take_steps(average, weight, [1, 2, 6])
     assert weight.tolist() == [6, 6]
     average.apply()
     assert weight.tolist() == [3, 3]
 
 
-def test_a_mean_that_was_kept_goes_on() -> None:
+def test_mean_resumes_from_its_saved_state() -> None:
     weight, later = torch.zeros(2), torch.zeros(2)
     average, resumed = WeightAverage({"w": weight}), WeightAverage({"w": later})
-    moved(average, weight, [1, 2])
+    take_steps(average, weight, [1, 2])
     resumed.load_state({**average.state(), "other": torch.ones(1)})
-    moved(average, weight, [100])  # the kept mean is a copy
-    moved(resumed, later, [6])
+    take_steps(average, weight, [100])  # the saved mean is a copy
+    take_steps(resumed, later, [6])
     resumed.apply()
     assert later.tolist() == [3, 3]
 
 
-def test_the_trained_ranker_has_the_means_of_the_last_steps(
+def test_trained_ranker_has_the_mean_weights_of_the_last_steps(
     world: World, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    kept = WeightAverage.add
+    original_add = WeightAverage.add
 
     def add(average: WeightAverage) -> None:
         seen.append(average._weights[WEIGHT].detach().clone())
-        kept(average)
+        original_add(average)
 
     monkeypatch.setattr(WeightAverage, "add", add)
     for name, share in (("last", 0.0), ("mean", 0.25)):
@@ -88,5 +88,5 @@ def test_tables_restart_before_each_epoch_but_the_first(
     assert seeds == []
     train_ranker(world, dataset, tmp_path / "restarted", epochs=epochs, restart_tables=True, seed=3)
     assert seeds == [3] * restarts
-    said = "restart_tables=true changes nothing: there is one epoch" in capsys.readouterr().err
-    assert said == (epochs == 1)
+    warned = "restart_tables=true changes nothing: there is one epoch" in capsys.readouterr().err
+    assert warned == (epochs == 1)

@@ -1,4 +1,4 @@
-"""Ranks have as many rows, and about as many entries of histories: with one very long history too, and none hangs."""
+"""Ranks have equally many rows and about as many history entries, even with one very long history; no rank hangs."""
 
 from pathlib import Path
 
@@ -52,12 +52,12 @@ def entries_and_losses(world: World, dataset: Path) -> tuple[list[list[int]], li
     return [list(each) for each in zip(*by_rank, strict=True)], run_steps(world, dataset, CONFIG, len(parts)).losses
 
 
-def test_a_very_long_history_stalls_no_rank_and_the_losses_are_those_of_one(dataset: Path) -> None:
+def test_very_long_history_hangs_no_rank_and_losses_equal_those_of_one_rank(dataset: Path) -> None:
     ((one, expected),) = run_distributed(entries_and_losses, dataset, world_size=1)
     (two, losses), _ = run_distributed(entries_and_losses, dataset, world_size=2)
     assert [sum(ranks) for ranks in two] == [entries for (entries,) in one]
     assert torch.tensor(losses).allclose(torch.tensor(expected), rtol=1e-4, atol=1e-5)
     apart = sorted(abs(first - second) for first, second in two)
-    # Its lane's share is of 32 rows, about 80 entries: the others give it nearly none.
+    # A lane's part of a batch is 32 rows, about 80 entries; the part with the long history gets almost no others.
     assert ENTRIES - SLACK < apart[-1] <= ENTRIES + 64
     assert apart[-2] < SLACK

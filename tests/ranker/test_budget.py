@@ -1,4 +1,4 @@
-"""What is decided by rule: enough steps for a small log, one pass over a large one, and what is written wins."""
+"""Settings derived by rule: enough steps for a small log, one pass over a large one; configured values win."""
 
 from datetime import date, timedelta
 from pathlib import Path
@@ -34,7 +34,7 @@ FIRST = date(2024, 1, 1)
 
 
 def days_of(*rows: int, positives: int | None = None) -> list[Day]:
-    """Return days of so many rows, a tenth of them clicks, or so many."""
+    """Return days with these numbers of rows; a tenth of them, or `positives`, are clicks."""
     return [
         Day(FIRST + timedelta(days=n), number, {"click": number // 10 if positives is None else positives})
         for n, number in enumerate(rows)
@@ -77,7 +77,7 @@ def test_without_a_window_there_is_one_epoch() -> None:
     assert (training.epochs, training.validation_days) == (1, 0)
 
 
-def test_what_is_written_is_taken_as_it_is() -> None:
+def test_configured_values_are_kept() -> None:
     days = days_of(*[5000] * 10)
     training = decide(config(epochs=3, batch_size=1000, lanes=8), days).training
     assert (training.batch_size, training.epochs, training.validation_days) == (1000, 3, 0)
@@ -87,7 +87,7 @@ def test_what_is_written_is_taken_as_it_is() -> None:
     assert (training.epochs, training.validation_days) == (6, 3)
 
 
-def test_what_is_decided_stays_as_it_is_whatever_the_arm() -> None:
+def test_derived_settings_are_stable_and_the_same_for_every_arm() -> None:
     days = days_of(*[5000] * 10)
     decided = decide(config(), days)
     assert decide(decided, days) == decided
@@ -95,12 +95,12 @@ def test_what_is_decided_stays_as_it_is_whatever_the_arm() -> None:
     assert decide(side, days).training == decided.training
 
 
-def test_a_share_of_the_steps_is_of_the_most_epochs_and_needs_no_window() -> None:
+def test_steps_share_applies_to_the_maximum_epochs_and_needs_no_window() -> None:
     training = decide(config(steps_share=0.25), days_of(*[5000] * 10)).training
     assert (training.epochs, training.validation_days) == (6, 0)
 
 
-def test_lanes_can_share_out_the_batch() -> None:
+def test_batch_size_is_a_multiple_of_the_lanes() -> None:
     assert decide(config(lanes=6), days_of(100)).training.batch_size == 66
 
 
@@ -111,16 +111,16 @@ def test_lanes_can_share_out_the_batch() -> None:
         (days_of(*[2000] * 5), 1),
         (days_of(*[2000] * 40), 4),
         (days_of(*[2000] * 20, positives=30), 4),  # 100 clicks take four days
-        (days_of(*[2000] * 20, positives=10), 0),  # a quarter of the dates would not do
-        (days_of(*[10] * 9, 2000), 0),  # nearly all rows are of the newest date
-        ([Day(FIRST + timedelta(days=n), 100, {}) for n in range(5)], 1),  # of positives nothing is known
+        (days_of(*[2000] * 20, positives=10), 0),  # a quarter of the dates is not enough
+        (days_of(*[10] * 9, 2000), 0),  # nearly all rows have the newest date
+        ([Day(FIRST + timedelta(days=n), 100, {}) for n in range(5)], 1),  # positives are unknown
     ],
 )
-def test_the_window_is_the_newest_tenth_where_that_tells_something(days: list[Day], window: int) -> None:
+def test_validation_window_is_the_newest_tenth_when_it_is_informative(days: list[Day], window: int) -> None:
     assert validation_days(days) == window
 
 
-def test_dates_without_events_lie_in_the_window_they_interrupt() -> None:
+def test_window_includes_the_dates_without_events_between_its_dates() -> None:
     days = [Day(FIRST + timedelta(days=3 * n), 1000, {"click": 60}) for n in range(20)]
     window = validation_days(days)
     assert window == 4  # two dates with events, three days apart
@@ -152,19 +152,21 @@ def test_a_window_of_all_dates_is_refused() -> None:
         (243, 2000, 1000, 243),
     ],
 )
-def test_tables_of_sids_follow_from_what_can_occur(
+def test_rows_of_sid_tables_follow_from_the_ids_that_can_occur(
     num_ids: int, can_occur: int, max_rows: int | None, rows: int
 ) -> None:
     assert sid_rows(num_ids, can_occur, max_rows) == rows
 
 
-def test_warm_up_is_a_share_of_the_steps_unless_a_number_is_written() -> None:
+def test_warm_up_is_a_share_of_the_steps_unless_a_number_is_configured() -> None:
     assert warmup_steps(config().training, 4000) == 200
     assert warmup_steps(config(warmup_share=0.1).training, 4000) == 400
     assert warmup_steps(config(warmup_steps=7).training, 4000) == 7
 
 
-def test_a_snapshot_tells_rows_and_positives_unopened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_and_positives_are_read_from_the_snapshot_without_opening_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_dataset(tmp_path / "dataset", rows_a_day=64)
     clicks = [sum(joined(path, ["click"], day.date, day.date)["click"].to_pylist()) for day in days_of(*[64] * 4)]
     monkeypatch.setattr("sidestack.infra.parquet.open_parquet", lambda *_: pytest.fail("a file was opened"))
@@ -173,7 +175,7 @@ def test_a_snapshot_tells_rows_and_positives_unopened(tmp_path: Path, monkeypatc
     assert [dict(day.positives) for day in days] == [{"click": number} for number in clicks]
 
 
-def test_what_was_decided_is_told_and_what_was_written_is_not() -> None:
+def test_log_names_decided_settings_but_not_configured_ones() -> None:
     days = days_of(*[5000] * 10)
     asked = config()
     assert decisions_message(asked, decide(asked, days), days, hashed_rows=8192) == (

@@ -1,4 +1,4 @@
-"""How many messages the ranks exchange in a step, and that fewer of them carry the same numbers."""
+"""The number of messages that ranks exchange in a step, and equal results with fewer messages."""
 
 from collections import Counter
 from itertools import islice
@@ -24,7 +24,7 @@ ARMS = ("none", "side", "sid_ngram")
 
 
 class Collectives(TorchDispatchMode):
-    """Notes every collective by the name of its operator."""
+    """Record every collective by the name of its operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,8 +37,10 @@ class Collectives(TorchDispatchMode):
 
 
 class Counted(NamedTuple):
-    """A training: the totals of each step, the collectives of the fifth, and ways: the number of kinds of sharding of a
-    collection's tables, over all collections."""
+    """A training: the totals of each step, the collectives of the fifth, and the kinds of sharding.
+
+    `ways` is the number of kinds of sharding of a collection's tables, summed over all collections.
+    """
 
     totals: list[list[float]]
     collectives: Counter[str]
@@ -75,19 +77,20 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool]
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_step_takes_four_messages_and_two_for_every_way_of_sharding(
+def test_step_sends_four_messages_and_two_for_every_kind_of_sharding(
     trainings: dict[tuple[str, bool], Counted], arm: str
 ) -> None:
     ours, plain = trainings[arm, False], trainings[arm, True]
     assert ours.ways == {"none": 3, "side": 3, "sid_ngram": 4}[arm]
-    # Vectors forward and gradients backward; how many ids come, the ids; agreement and counts; gradients and losses.
+    # All-to-all: vectors forward and gradients backward, the number of ids, and the ids. All-reduce: agreement and
+    # counts, then gradients and losses.
     assert ours.collectives == {"alltoall_base_": 2 * ours.ways + 2, "allreduce_": 2}
-    # torchrec sends ids, and how many a lookup has, of every way.
+    # torchrec sends the ids, and their number per lookup, separately for every kind of sharding.
     assert plain.collectives == {"alltoall_base_": 4 * ours.ways + 1, "allreduce_": 2}
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_ids_that_travel_together_are_those_that_travel_apart(
+def test_ids_sent_together_give_the_same_totals_as_ids_sent_separately(
     trainings: dict[tuple[str, bool], Counted], arm: str
 ) -> None:
     assert len(trainings[arm, False].totals) == 4 * 192 // 64

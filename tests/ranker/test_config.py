@@ -1,4 +1,4 @@
-"""The ranker's configuration: arms, overlays, and what a stage's key is made of."""
+"""The ranker's configuration: arms, overlays, and the contents of a stage's key."""
 
 from datetime import date
 
@@ -10,7 +10,7 @@ from sidestack.ranker.config import HoldoutConfig, RankerConfig
 from tests.ranker.dataset import SPEC
 
 
-def test_the_default_arms_are_the_contest() -> None:
+def test_default_arms_are_the_four_that_are_compared() -> None:
     arms = RankerConfig().arms
     assert {name: (arm.item, arm.history) for name, arm in arms.items()} == {
         "none": ("none", "none"),
@@ -20,7 +20,7 @@ def test_the_default_arms_are_the_contest() -> None:
     }
 
 
-def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
+def test_unknown_arm_is_refused_listing_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'sidee' is unknown; arms are none, dense, sid_ngram, side"):
         parse(RankerConfig, {"arm": "sidee"}, "ranker")
     with pytest.raises(ConfigError, match="'densest' is unknown"):
@@ -42,7 +42,7 @@ def test_an_unknown_arm_is_refused_with_the_known_ones() -> None:
         ({"training": {"batch_size": 0}}, "ranker.training.batch_size"),
     ],
 )
-def test_bad_values_are_refused_by_key(values: dict[str, object], message: str) -> None:
+def test_bad_values_are_refused_naming_the_key(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(RankerConfig, values, "ranker")
 
@@ -52,13 +52,13 @@ def with_overlay(overlay: dict[str, object]) -> RankerConfig:
 
 
 @pytest.mark.parametrize(("key", "value"), [("sparse_learning_rate", 0.25), ("children", "entire_space")])
-def test_an_overlay_changes_its_own_arm_alone(key: str, value: object) -> None:
+def test_overlay_changes_only_its_own_arm(key: str, value: object) -> None:
     config = with_overlay({"training": {key: value}})
     assert getattr(config.resolved("a").training, key) == value
     assert config.resolved("b").training == config.training
 
 
-def test_an_overlay_of_the_history_leaves_its_other_settings_as_they_are() -> None:
+def test_overlay_of_the_history_keeps_its_other_settings() -> None:
     values = {"arm": "a", "arms": {"a": {"overlay": {"model": {"history": {"heads": 4}}}}, "b": {}}}
     config = parse(RankerConfig, {**values, "model": {"history": {"max_length": 9}}}, "ranker")
     history = config.resolved("a").model.history
@@ -68,7 +68,7 @@ def test_an_overlay_of_the_history_leaves_its_other_settings_as_they_are() -> No
         with_overlay({"model": {"history": {"head": 4}}}).resolved("a")
 
 
-def test_by_default_the_history_is_the_papers() -> None:
+def test_default_history_is_that_of_the_paper() -> None:
     history = RankerConfig().model.history
     assert (history.heads, history.pooling, history.encoder_layers, history.max_length) == (1, "pma", 0, None)
 
@@ -84,7 +84,7 @@ def test_an_overlay_of_a_wrong_value_is_refused_when_resolved() -> None:
         with_overlay({"training": {"sparse_learning_rate": -1}}).resolved("a")
 
 
-def test_resolving_leaves_other_arms_out_of_the_key() -> None:
+def test_key_of_a_resolved_arm_does_not_depend_on_other_arms() -> None:
     config = with_overlay({"training": {"warmup_steps": 3}})
     changed = config.model_copy(update={"arms": {**config.arms, "b": RankerConfig().arms["side"]}})
     assert digest(config.resolved("a")) == digest(changed.resolved("a"))

@@ -1,4 +1,4 @@
-"""Kinds of content: what the registry takes, and what positions must agree on."""
+"""Kinds of content: what the registry accepts, and what positions must agree on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from tests.ranker.training import ARMS, config_with
 
 @dataclass(frozen=True)
 class FirstSignal(Dense):
-    """The first of the embeddings alone."""
+    """Content that consists of only the first embedding."""
 
     @classmethod
     def at(cls, place: Place) -> "FirstSignal":
@@ -28,7 +28,7 @@ class FirstSignal(Dense):
 
 @pytest.fixture
 def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
-    """Return a dictionary whose kinds are there as those of an installed package are."""
+    """Return a dictionary whose kinds are registered like those of an installed package."""
     kinds: dict[str, object] = {}
     monkeypatch.setattr(sidestack.ranker.contents, "with_plugins", lambda group, own: {**own, **kinds})
     content_kinds.cache_clear()
@@ -37,7 +37,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
 
 
 @pytest.mark.parametrize("kind", [Content, "content", 3, dict], ids=["abstract", "text", "number", "another class"])
-def test_what_is_no_kind_is_refused(added: dict[str, object], kind: object) -> None:
+def test_entry_point_without_a_kind_of_content_is_refused(added: dict[str, object], kind: object) -> None:
     added["theirs"] = kind
     with pytest.raises(
         ConfigError, match="entry point 'theirs' of group 'sidestack.contents': must name a subclass of"
@@ -45,13 +45,13 @@ def test_what_is_no_kind_is_refused(added: dict[str, object], kind: object) -> N
         content_kinds()
 
 
-def test_a_misspelt_kind_is_refused_with_the_kinds_there_are(added: dict[str, object]) -> None:
+def test_misspelt_kind_is_refused_listing_the_known_kinds(added: dict[str, object]) -> None:
     added["first"] = FirstSignal
     with pytest.raises(ConfigError, match=r"a\.user: is no kind .*none, .*, first; did you mean 'kmeans'\?"):
         config_with({"user": "kmean"})
 
 
-def test_the_ad_and_the_history_take_the_same_embeddings(added: dict[str, object]) -> None:
+def test_item_and_history_must_use_the_same_embeddings(added: dict[str, object]) -> None:
     added["first"] = FirstSignal
     config = config_with({"item": "first", "history": "first"})
     assert arm_features(SPEC, config, SIDS).constants.embeddings == {"item": {"words": 6}}
@@ -74,13 +74,13 @@ def test_content_is_none_latent_or_looked_up(arm: str) -> None:
             assert type(content).takes_sids
 
 
-def test_only_sides_codebooks_of_several_lines_are_needed() -> None:
+def test_only_side_arms_with_several_lines_need_codebooks() -> None:
     wanted = {
         arm: [sid.name for sid in arm_features(SPEC, config_with(ARMS[arm]), SIDS).constants.codebooks] for arm in ARMS
     }
     assert {arm: names for arm, names in wanted.items() if names} == {"side_lines": ["lines"], "side_two": ["lines"]}
 
 
-def test_arms_sets_of_sids_are_taken_where_a_kind_takes_them() -> None:
+def test_sids_of_an_arm_are_used_only_by_kinds_that_take_sids() -> None:
     taken = {kind: config_with({"item": kind}).content.used_sids for kind in OWN}
     assert taken == {kind: () if kind in ("none", "dense") else ("sid",) for kind in OWN}

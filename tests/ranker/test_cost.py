@@ -1,4 +1,4 @@
-"""What an arm's columns cost, against a slow count of the files' own metadata."""
+"""The cost of an arm's columns, compared with a slow count of the files' own metadata."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stored_bytes(files: list[Path], column: str) -> tuple[int, int]:
-    """Add up a column's bytes in some files, compressed and not."""
+    """Return a column's compressed and uncompressed bytes, summed over the files."""
     compressed = uncompressed = 0
     for file in files:
         metadata = pq.read_metadata(file)
@@ -37,7 +37,7 @@ def stored_bytes(files: list[Path], column: str) -> tuple[int, int]:
     return compressed, uncompressed
 
 
-def test_column_cost_shares_what_a_request_stores_among_its_impressions(dataset: Path) -> None:
+def test_column_cost_divides_columns_of_requests_among_their_impressions(dataset: Path) -> None:
     sids = read_dataset(dataset).snapshot.sids["sid"]
     where = {
         "item_id": "events", "slot": "events", "price": "requests", "history_item_ids": "requests", "click": "labels",
@@ -47,14 +47,16 @@ def test_column_cost_shares_what_a_request_stores_among_its_impressions(dataset:
         name: stored_bytes([file_of(dataset, table, day) for day in DAYS], name) for name, table in where.items()
     }
     for columns in (*((name,) for name in where), tuple(where), ("history_sids", "item_sid_prefix_2")):
-        # Every request of every file has its own impressions, and all files' bytes are of all files' impressions.
+        # Each request has its own impressions, so all files' bytes are divided by all files' impressions.
         expected = [sum(counted[name][kind] for name in columns) / (3 * 300) for kind in (0, 1)]
         assert tuple(column_cost(read_dataset(dataset), DATES, columns)) == pytest.approx(expected)
         assert min(expected) > 0
     assert tuple(column_cost(read_dataset(dataset), DATES, ())) == (0, 0)
 
 
-def test_of_many_files_evenly_spaced_ones_are_looked_at(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_column_cost_samples_evenly_spaced_files_when_there_are_many(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sidestack.ranker.cost.MAX_FILES", 2)
     for column, table in (("item_id", "events"), ("history_times", "requests")):
         compressed, uncompressed = stored_bytes([file_of(dataset, table, day) for day in (DAYS[0], DAYS[2])], column)
@@ -63,7 +65,7 @@ def test_of_many_files_evenly_spaced_ones_are_looked_at(dataset: Path, monkeypat
 
 
 @pytest.mark.parametrize("impressions", [1, 7])
-def test_embedding_bytes_are_those_of_the_ad_and_a_requests_share_of_its_history_and_user(
+def test_embedding_bytes_are_those_of_the_item_and_a_share_of_history_and_user(
     tmp_path: Path, impressions: int
 ) -> None:
     path = write_dataset(tmp_path / "dataset", rows_a_day=300, impressions=impressions)

@@ -1,4 +1,4 @@
-"""The bag-wise sequence lookup against fbgemm's own unpooled one."""
+"""The bag-wise sequence lookup, compared with fbgemm's own unpooled one."""
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -15,7 +15,7 @@ TABLES, ROWS, DIM = 3, 20, 8
 
 
 class Kernel:
-    """What `BagsOfOne` needs of torchrec's kernel."""
+    """The part of torchrec's kernel that `BagsOfOne` uses."""
 
     def __init__(self) -> None:
         self.emb_module = SplitTableBatchedEmbeddingBagsCodegen(
@@ -35,10 +35,10 @@ def sequences(lengths: list[list[int]], seed: int) -> KeyedJaggedTensor:
     return KeyedJaggedTensor(keys=["a", "b", "c"], values=values, lengths=flat)
 
 
-def test_trains_the_same_weights_as_the_unpooled_kernel() -> None:
+def test_bagwise_lookup_trains_the_same_weights_as_the_unpooled_kernel() -> None:
     plain, fast = Kernel(), Kernel()
     bags = BagsOfOne(fast)
-    # Unequal and empty features: a row-wise shard holds as many ids of a feature as fall on it.
+    # Features are unequal or empty, because a row-wise shard may get any number of a feature's ids.
     for step, lengths in enumerate([[[3, 0], [1, 1], [9, 4]], [[0, 0], [2, 5], [0, 1]], [[0, 0]] * 3]):
         features = sequences(lengths, step)
         expected, found = plain.unpooled(features), bags(features)

@@ -1,4 +1,4 @@
-"""The package of docs/extending, installed: its arm trains and its metric is in the summary, without a line of ours."""
+"""The package of docs/extending, installed: its arm trains and its metric is measured without changes to sidestack."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def with_package(folder: Path, *command: str) -> str:
     return run([sys.executable, *command], {"PYTHONPATH": path})
 
 
-def test_its_arm_trains_and_its_metric_is_measured(folder: Path) -> None:
+def test_arm_of_the_package_trains_and_its_metric_is_measured(folder: Path) -> None:
     stage = ["--config", str(folder / "config.yaml"), "--input", f"dataset={folder / 'dataset'}"]
     with_package(folder, "-m", "sidestack.ranker.train", *stage, "--out", str(folder / "out"))
     summary = json.loads((folder / "out/summary.json").read_text())
@@ -77,10 +77,10 @@ def test_its_arm_trains_and_its_metric_is_measured(folder: Path) -> None:
     differences_N = predicted["p_click"].to_numpy().astype(np.float64) - predicted["click"].to_numpy()
     assert summary["tasks"]["click"]["brier"] == pytest.approx(np.mean(differences_N**2))
     with pytest.raises(ConfigError, match="arms.projected.item: is no kind of content; known are none, .*, hde"):
-        read_bundle(folder / "out/model")  # in this process, where the package is not installed
+        read_bundle(folder / "out/model")  # this process does not have the package
 
 
-def test_without_the_package_its_arm_is_refused() -> None:
+def test_arm_is_refused_without_the_package() -> None:
     with pytest.raises(ConfigError, match=r"a\.item: is no kind of content; known are none, .* \(value: 'projected'\)"):
         config_with({"item": "projected"})
 
@@ -100,7 +100,7 @@ def test_the_page_shows_the_code_that_runs(language: str, word: str, file: str) 
 
 @pytest.fixture
 def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have the package in this process, as if it had been there from the start."""
+    """Make the package importable in this process, as if it were installed from the start."""
     monkeypatch.syspath_prepend(folder / "installed")
     caches = (content_kinds, all_metrics)
     for one in caches:
@@ -111,7 +111,7 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("installed")
-def test_its_kind_reads_what_it_says_and_is_drawn_in_its_colour(folder: Path) -> None:
+def test_kind_of_the_package_reads_its_embeddings_and_has_its_colour(folder: Path) -> None:
     features = arm_features(SPEC, config_with({"item": "projected"}), SIDS)
     assert features.constants.embeddings == {"item": SPEC.embeddings}
     assert features.item.embedding_bytes == 16
@@ -119,7 +119,7 @@ def test_its_kind_reads_what_it_says_and_is_drawn_in_its_colour(folder: Path) ->
 
 
 @pytest.mark.usefixtures("installed")
-def test_the_code_of_its_kind_is_part_of_what_decides_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_of_a_training_includes_the_code_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = config_with({"item": "projected"}), config_with({"item": "dense"})
     assert [*theirs.identity()["foreign_code"]] == ["sidestack_example"] and "foreign_code" not in ours.identity()
     before = digest(theirs)
@@ -128,7 +128,7 @@ def test_the_code_of_its_kind_is_part_of_what_decides_a_training(monkeypatch: py
 
 
 @pytest.mark.usefixtures("installed")
-def test_arms_are_compared_again_once_its_metric_is_there() -> None:
+def test_identity_of_a_comparison_includes_the_metric_of_the_package() -> None:
     assert CompareConfig().identity()["foreign_metrics"] == ["brier"]
     all_metrics.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
@@ -137,7 +137,7 @@ def test_arms_are_compared_again_once_its_metric_is_there() -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_its_vectors_are_those_of_a_new_item_with_the_same_embeddings(folder: Path) -> None:
+def test_stored_vectors_equal_those_of_a_new_item_with_the_same_embeddings(folder: Path) -> None:
     features = arm_features(SPEC, config_with({"item": "projected"}), SIDS)
     constants = read_constants(read_dataset(folder / "dataset"), features.constants)
     latent = features.item.latent(constants)
@@ -150,7 +150,7 @@ def test_its_vectors_are_those_of_a_new_item_with_the_same_embeddings(folder: Pa
 
 
 @pytest.mark.usefixtures("installed")
-def test_its_tables_can_be_planned_without_data() -> None:
+def test_tables_of_the_package_can_be_planned_without_data() -> None:
     config = config_with({"item": "projected", "history": "projected"})
     features = arm_features(SPEC, config, SIDS)
     constants = shaped_constants(features.constants, SPEC)

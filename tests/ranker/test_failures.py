@@ -1,4 +1,4 @@
-"""A rank that fails, wherever it is, ends all ranks soon, and its error is the one that is told."""
+"""A fault of one rank, at any point, ends all ranks soon, and the error of that rank is the reported one."""
 
 import json
 import re
@@ -38,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "fault", [fault if fault in QUICK else pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS]
 )
-def test_a_fault_of_one_rank_ends_all_and_is_named(folder: Path, tmp_path: Path, fault: str) -> None:
-    # Rank 0 alone plans; elsewhere the other rank fails, whose error rank 0 has to be told.
+def test_fault_of_one_rank_ends_all_ranks_and_is_reported(folder: Path, tmp_path: Path, fault: str) -> None:
+    # Only rank 0 plans; every other fault is on rank 1, whose error must reach rank 0.
     rank = 0 if fault == "plan" else 1
     log, happened = tmp_path / "job.log", tmp_path / "happened"
     arguments = ["--config", str(folder / "run.yaml"), "--input", f"dataset={folder / 'dataset'}"]
@@ -57,11 +57,11 @@ def test_a_fault_of_one_rank_ends_all_and_is_named(folder: Path, tmp_path: Path,
     assert took < ENDS_S
     assert not (tmp_path / "out").exists()
     assert read_mark(tmp_path / "out") is None
-    told = {
+    reports = {
         file.parent.name: json.loads(file.read_text())["message"] for file in tmp_path.glob("logs/*/*/*/error.json")
     }
     if words := WORDS.get(fault, f"planted: {fault}"):
-        assert re.search(words, told[str(rank)]["message"]), told
-        others = [report["message"] for of, report in told.items() if of != str(rank)]
-        # The others repeat it, or have lost their connection.
-        assert all(re.search(rf"{words}|[Cc]onnection|rank {rank} failed|No such file", one) for one in others), told
+        assert re.search(words, reports[str(rank)]["message"]), reports
+        others = [report["message"] for of, report in reports.items() if of != str(rank)]
+        # The other ranks repeat the error or have lost their connection.
+        assert all(re.search(rf"{words}|[Cc]onnection|rank {rank} failed|No such file", one) for one in others), reports

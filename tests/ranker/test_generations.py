@@ -1,4 +1,4 @@
-"""Rankers over cycles of retraining: SIDs of a refreshed encoder are theirs, those of a rebuilt one are not."""
+"""Rankers over cycles of retraining: SIDs of a refreshed encoder are accepted, those of a rebuilt one are refused."""
 
 import json
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ from tests.ranker.test_score import run_score
 
 CPU = torch.device("cpu")
 NEW = 50
-"""Items of the second cycle."""
+"""Number of items that the second cycle adds."""
 ONCE: dict[str, Any] = {"epochs": 1, "batch_size": 40}
 
 
@@ -50,7 +50,7 @@ def new_items() -> pa.Table:
 
 
 class Cycles:
-    """A first cycle, and second cycles by policy: all in one store."""
+    """A first cycle, and a second one for each policy, all in one store."""
 
     def __init__(self, folder: Path, world: World) -> None:
         first = write_dataset(folder / "plain-1", store=folder / "store")
@@ -89,7 +89,7 @@ def test_a_ranker_trains_on_and_scores_sids_of_a_refreshed_encoder(
 
 
 @pytest.mark.parametrize("arm", ["side", "sid_ngram"])
-def test_a_ranker_refuses_sids_of_a_rebuilt_encoder_or_starts_what_belongs_to_them_anew(
+def test_ranker_refuses_sids_of_a_rebuilt_encoder_unless_their_tables_restart(
     cycles: Cycles, world: World, tmp_path: Path, arm: str
 ) -> None:
     start = cycles.rankers[arm]
@@ -97,16 +97,16 @@ def test_a_ranker_refuses_sids_of_a_rebuilt_encoder_or_starts_what_belongs_to_th
         run_score(world, start, cycles.anew, tmp_path / "scored")
     with pytest.raises(SpecError, match=r"they are another encoder's; ranker\.training\.start_sids=anew"):
         train_ranker(world, cycles.anew, tmp_path / "same", arm, start, **ONCE)
-    still = {**ONCE, "sparse_learning_rate": 1e-12, "dense_learning_rate": 1e-12}
-    train_ranker(world, cycles.anew, tmp_path / "anew", arm, start, start_sids="anew", **still)
+    low_rates = {**ONCE, "sparse_learning_rate": 1e-12, "dense_learning_rate": 1e-12}
+    train_ranker(world, cycles.anew, tmp_path / "anew", arm, start, start_sids="anew", **low_rates)
     assert summary(tmp_path / "anew")["starts_from"]["sids_anew"] is True
     before, after = weights(start), weights(tmp_path / "anew")
     (name,) = (one for one in before if one.startswith("model.") and one.endswith("t_user_id.weight"))
-    torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)  # no SIDs: kept
+    torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)  # a table without SIDs is kept
     if arm == "sid_ngram":
         (name, *_) = (one for one in before if one.startswith("model.") and "t_item_sid" in one)
         assert not torch.allclose(after[name], before[name], atol=1e-6)
-    run_score(world, start, cycles.first, tmp_path / "old")  # the old generation goes on beside the new one
+    run_score(world, start, cycles.first, tmp_path / "old")  # the old generation remains usable
 
 
 def exported(cycles: Cycles, dataset: Path, encoder: Path, out: Path) -> ServedRanker:
@@ -140,7 +140,7 @@ def test_a_served_version_has_the_published_map_and_the_refreshed_encoder(cycles
     assert served.config.sids["sid"].spec.fingerprint == bundle.spec.fingerprint != bundle.revision
 
 
-def test_a_version_of_another_generations_encoder_is_refused(cycles: Cycles, tmp_path: Path) -> None:
+def test_export_with_an_encoder_of_another_generation_is_refused(cycles: Cycles, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="the tables were encoded by another encoder"):
         exported(cycles, cycles.kept, cycles.rebuilt, tmp_path / "out")
 
@@ -155,7 +155,7 @@ def run_encoder_export(encoder: Path, sids: Path, out: Path) -> Mapping[str, Any
     return {**found, **facts}
 
 
-def test_the_encoder_alone_is_checked_against_the_sids_that_it_gave(cycles: Cycles, tmp_path: Path) -> None:
+def test_encoder_export_is_checked_only_against_sids_of_its_revision(cycles: Cycles, tmp_path: Path) -> None:
     kept = run_encoder_export(cycles.refreshed, cycles.kept, tmp_path / "kept")
     assert kept["checked_items"] == NEW
     assert kept["revision"] == load_bundle(cycles.refreshed, CPU).revision != kept["fingerprint"]

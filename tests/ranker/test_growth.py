@@ -1,4 +1,4 @@
-"""Tables that grow with the dataset: old rows go on as they were saved, new ones start as if they had always been."""
+"""Tables that grow with the dataset: old rows keep their saved values, new ones start as initialized."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sidestack.ranker.reader import to_ranker_batch
 from sidestack.ranker.sharding import ShardedRanker, build_sharded
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SID, SPEC, write_dataset
-from tests.ranker.test_reader import batch_of, first_rows
+from tests.ranker.joined_rows import batch_of, first_rows
 from tests.ranker.test_resume import stopping, train_ranker, weights
 from tests.ranker.training import config_of, whole
 
@@ -34,16 +34,16 @@ def built(world: World, spec: DatasetSpec, **sections: Any) -> tuple[ShardedRank
 
 
 def checkpoints(world: World, path: Path) -> Checkpoints:
-    return Checkpoints(path, world, "ranker", {}, config_of("none"))  # of the same work, whatever the tables
+    return Checkpoints(path, world, "ranker", {}, config_of("none"))  # same identity for all table sizes
 
 
 def state_of(world: World, sharded: ShardedRanker) -> dict[str, Tensor]:
-    """Return weights and row states of all tables, shards put together."""
+    """Return weights and row states of all tables, assembled from their shards."""
     return whole(world, {name: x for name, x in sharded.state().items() if ".t_" in name})
 
 
 def trained_and_saved(world: World, dataset: Path, path: Path, **sections: Any) -> dict[str, Tensor]:
-    """Take three steps on a small dataset, save, and return what was saved of the tables."""
+    """Take three steps on a small dataset, save a checkpoint, and return the saved tables."""
     sharded, features = built(world, SPEC, **sections)
     batch = to_ranker_batch(batch_of(first_rows(dataset)), features)
     batch.counts_2T = sum_over_ranks(world, sharded.model.module.loss.counts(batch))
@@ -55,7 +55,7 @@ def trained_and_saved(world: World, dataset: Path, path: Path, **sections: Any) 
 
 
 def grown(world: World, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the tables of a larger dataset as they start, and once the checkpoint was loaded."""
+    """Return the tables of a larger dataset as initialized, and after the checkpoint is loaded."""
     sharded, features = built(world, LARGER)
     start = state_of(world, sharded)
     assert checkpoints(world, path).load(sharded.shards(features)) is not None
@@ -78,7 +78,7 @@ def test_old_rows_keep_weights_and_state_and_new_rows_start_as_initialized(
     changed = (
         saved["model.bags.embedding_bags.t_item_id.weight"] != start["model.bags.embedding_bags.t_item_id.weight"][:300]
     )
-    assert changed.any() and not changed.all()  # a row starts the same, whatever comes after it
+    assert changed.any() and not changed.all()  # initial values of a row do not depend on later rows
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_old_rows_keep_weights_and_state_and_new_rows_start_as_initialized(
         (HASHED, {}, {"model": {"table_rows": {"item_id": 60}}}, r"t_item_id\S*: .* \(50, 8\), now has \(60, 8\)"),
     ],
 )
-def test_a_table_that_shrank_or_whose_ids_are_hashed_anew_is_refused_with_both_sizes(
+def test_table_that_shrank_or_is_hashed_differently_is_refused_with_both_sizes(
     world: World, tmp_path: Path, before: Any, spec: dict[str, Any], after: Any, message: str
 ) -> None:
     dataset = write_dataset(tmp_path / "dataset", rows_a_day=64)
@@ -111,12 +111,12 @@ def test_a_hashed_table_keeps_its_size_as_the_dataset_grows(world: World, tmp_pa
 
 
 def growing(world: World) -> dict[str, bool]:
-    """Return which tensors of the users' table may grow where its columns lie on two ranks."""
+    """Return which tensors of the users' table may grow when its columns are sharded over two ranks."""
     sharded, features = built(world, SPEC, model={"embedding_dim": 256}, sharding={"types": ["column_wise"]})
     return {name.split(".")[-1]: x.may_grow for name, x in sharded.shards(features).items() if ".t_user_id." in name}
 
 
-def test_states_of_rows_may_not_grow_where_columns_are_apart() -> None:
+def test_row_states_may_not_grow_under_column_wise_sharding() -> None:
     assert run_distributed(growing, world_size=2) == [{"weight": True, "momentum1": False}] * 2
 
 

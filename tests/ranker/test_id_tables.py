@@ -1,4 +1,4 @@
-"""What is told of an arm's tables, against a slow count."""
+"""The description of an arm's tables, compared with a slow count."""
 
 from collections import Counter
 from pathlib import Path
@@ -24,13 +24,13 @@ def slow_share(ids: set[int], rows: int) -> float:
 
 
 @given(st.sets(st.integers(0, 2**62), max_size=60), st.integers(1, 80))
-def test_collision_share_is_that_of_a_slow_count(ids: set[int], rows: int) -> None:
+def test_collision_share_matches_a_slow_count(ids: set[int], rows: int) -> None:
     assert collision_share(np.array(sorted(ids), np.int64), rows) == pytest.approx(slow_share(ids, rows))
 
 
 def test_distinct_ids_of_many_parts_are_their_union(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    parts = [rng.integers(0, 3_000_000, 400_000) for _ in range(8)]  # merged several times over
+    parts = [rng.integers(0, 3_000_000, 400_000) for _ in range(8)]  # merged in several rounds
     distinct = DistinctIds()
     for part in parts:
         distinct.add(pa.array(part))
@@ -80,7 +80,7 @@ def ids_of(events: pa.Table, table: str) -> list[int]:
     return [id for value in values for id in (value if isinstance(value, list) else [value]) if id is not None]
 
 
-def test_no_more_rows_are_read_than_asked_for(tmp_path: Path) -> None:
+def test_rows_beyond_the_limit_are_not_read(tmp_path: Path) -> None:
     dataset = read_dataset(write_dataset(tmp_path / "dataset", rows_a_day=512))
     split = Split(SPEC.train, dataset, arm_features(SPEC, config_of("none"), {}))
     assert describe_tables(split, split, 8, max_rows=600)["rows_counted"] == 5 * 128  # of 16 row groups

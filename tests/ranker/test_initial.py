@@ -1,4 +1,4 @@
-"""Initial weights depend on seed and name alone: not on sharding, not on the arm."""
+"""Initial weights depend only on seed and name, not on sharding or arm."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_tables_differ_by_name_and_seed_and_stay_in_bounds() -> None:
     assert TABLE_BOUND * 0.9 < table.abs().max() <= TABLE_BOUND
 
 
-def test_dense_weights_do_not_depend_on_what_else_a_model_holds() -> None:
+def test_dense_weights_do_not_depend_on_other_modules() -> None:
     small = nn.ModuleDict({"b": nn.Linear(4, 3)})
     large = nn.ModuleDict({"a": nn.Linear(9, 9), "b": nn.Linear(4, 3)})
     fill_dense(small, 5)

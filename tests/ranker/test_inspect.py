@@ -1,4 +1,4 @@
-"""`ranker.inspect`: what is shuffled, what it costs, and what is printed."""
+"""`ranker.inspect`: shuffled columns, their importance, and the printed output."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def model(world: World, dataset: Path, tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
-def test_the_local_network_predicts_what_the_training_did(dataset: Path, model: Path) -> None:
+def test_local_network_reproduces_the_predictions_of_the_training(dataset: Path, model: Path) -> None:
     bundle, snapshot = open_bundle(model), read_dataset(dataset)
     rows = read_rows(snapshot, bundle, number=10**6)
     p_NT = open_network(bundle, snapshot).probabilities(rows)
@@ -36,7 +36,7 @@ def test_the_local_network_predicts_what_the_training_did(dataset: Path, model: 
         np.testing.assert_allclose(p_NT[:, place], expected[f"p_{task}"], atol=1e-6)
 
 
-def test_what_the_labels_follow_counts_and_what_is_noise_does_not(dataset: Path, model: Path) -> None:
+def test_inputs_that_determine_labels_are_important_and_noise_is_not(dataset: Path, model: Path) -> None:
     bundle, snapshot = open_bundle(model), read_dataset(dataset)
     rows = read_rows(snapshot, bundle, 10**6)
     whole, found = importances(open_network(bundle, snapshot), rows)
@@ -48,16 +48,16 @@ def test_what_the_labels_follow_counts_and_what_is_noise_does_not(dataset: Path,
     assert len(names) == len(set(names))
     by_name = {one.name: one.rise["click"] for one in found}
     assert [*by_name.values()] == sorted(by_name.values(), reverse=True)
-    assert max(by_name["item's content"], by_name["item_id"]) > 5 * abs(by_name["slot"])  # clicks follow the item
+    assert max(by_name["item's content"], by_name["item_id"]) > 5 * abs(by_name["slot"])  # clicks depend on the item
 
 
-def apart(requests: pa.Table) -> list[tuple[list[float]]]:
-    """Return how far histories lie before their requests, in seconds."""
+def seconds_before_request(requests: pa.Table) -> list[tuple[list[float]]]:
+    """Return by how many seconds the entries of histories precede their requests."""
     times = zip(requests["event_time"].to_pylist(), requests["history_times"].to_pylist(), strict=True)
     return [([(at - entry).total_seconds() for entry in entries],) for at, entries in times]
 
 
-def test_columns_are_shuffled_together_and_nothing_else_is(dataset: Path, model: Path) -> None:
+def test_only_the_columns_of_an_input_are_shuffled_and_they_stay_together(dataset: Path, model: Path) -> None:
     bundle = open_bundle(model)
     rows = read_rows(read_dataset(dataset), bundle, 10**6)
     for one in inputs_of(bundle.description.features()):
@@ -69,13 +69,13 @@ def test_columns_are_shuffled_together_and_nothing_else_is(dataset: Path, model:
         assert {*one.columns} & {*rows.own.column_names, *rows.shared.column_names} == {*one.columns}
     mixed = shuffle(rows, ("history_item_ids", "history_times"), np.random.default_rng(0))
     assert mixed.shared["history_times"] != rows.shared["history_times"]
-    assert sorted(apart(rows.shared)) == sorted(apart(mixed.shared))
+    assert sorted(seconds_before_request(rows.shared)) == sorted(seconds_before_request(mixed.shared))
     assert [len(ids) for ids in mixed.shared["history_item_ids"].to_pylist()] == [
         len(times) for times in mixed.shared["history_times"].to_pylist()
     ]
 
 
-def test_the_command_prints_tables_plan_and_importance(
+def test_command_prints_tables_plan_and_importance(
     dataset: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["--model", str(model), "--dataset", str(dataset), "--rows", "300"])
@@ -86,7 +86,9 @@ def test_the_command_prints_tables_plan_and_importance(
     assert any(line.startswith("item's content") and line.endswith("%") for line in map(str.rstrip, lines))
 
 
-def test_what_is_no_ranker_is_said(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_without_a_ranker_is_reported_as_an_error(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         main(["--model", str(tmp_path), "--dataset", str(dataset)])
     assert "inspect: error: " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Gains and their intervals: paired, over users and trainings, and covering the truth as often as they say."""
+"""Gains and their intervals: paired, over users and trainings, with the coverage that they claim."""
 
 import tracemalloc
 
@@ -50,7 +50,7 @@ def estimate(
     better: Better = "lower",
     others_AUR: tuple[Floats, ...] = (),
 ) -> GainEstimate | None:
-    """Return the gain between two arms from each user's loss in each replicate, beside other arms."""
+    """Return the gain between two arms from each user's loss in each replicate; other arms add to the deviation."""
     both_UC = np.stack([arm_UR.sum(axis=1), reference_UR.sum(axis=1)], axis=1)
     arm_B, reference_B = resample_users(both_UC, 400, seed).T
     arm, reference = Sums(arm_UR.sum(axis=0), arm_B), Sums(reference_UR.sum(axis=0), reference_B)
@@ -58,7 +58,7 @@ def estimate(
     return estimate_gain(arm, reference, better, training, seed, confidence)
 
 
-def test_where_higher_is_better_the_gain_is_what_the_arm_has_more() -> None:
+def test_gain_is_the_relative_increase_when_higher_is_better() -> None:
     rng = np.random.default_rng(2)
     reference_UR = rng.random((50, 3)) + 1
     arm_UR = reference_UR * rng.normal(1.02, 0.05, (50, 3))
@@ -79,7 +79,7 @@ def test_resampling_takes_bounded_memory_however_many_resamples() -> None:
         assert resample_users(sums_UC, resamples, seed=0).tolist() == [[1_500_000.0] * 2] * resamples
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # Draws, their counts, and these as floats, of the users of two resamples at a time.
+    # The bound holds draws, their counts, and these as floats, for the users of two resamples at a time.
     assert peaks[1] < 1.05 * peaks[0] < 1.05 * 4 * 8 * max(intervals._CHUNK_COUNTS, len(sums_UC))
 
 
@@ -88,7 +88,7 @@ def test_resampling_no_users_gives_no_gain() -> None:
     assert estimate(np.empty((0, 2)), np.empty((0, 2))) is None
 
 
-def test_an_arm_gains_nothing_over_itself() -> None:
+def test_arm_has_no_gain_over_itself() -> None:
     losses_UR = np.random.default_rng(2).random((50, 3))
     assert estimate(losses_UR, losses_UR) == GainEstimate(0.0, (0.0, 0.0), (0.0, 0.0, 0.0))
     assert estimate(losses_UR, np.zeros((50, 3))) is None
@@ -103,8 +103,8 @@ def test_gain_is_of_the_mean_loss_and_paired_by_replicate() -> None:
     assert found.seeds == pytest.approx(np.sqrt(2 * 0.1**2))
 
 
-@pytest.mark.parametrize(("replicates", "t"), [(2, 12.706), (3, 4.303), (8, 2.365)])  # t: of a printed table
-def test_where_users_are_alike_the_interval_is_that_of_students_t(replicates: int, t: float) -> None:
+@pytest.mark.parametrize(("replicates", "t"), [(2, 12.706), (3, 4.303), (8, 2.365)])  # t from a printed table
+def test_interval_is_that_of_students_t_when_users_are_identical(replicates: int, t: float) -> None:
     reach = student_reach(0.95, replicates, replicates - 1)
     assert reach == pytest.approx(t / np.sqrt(replicates), rel=1e-3)
     gains_R = np.linspace(0.01, 0.02, replicates)
@@ -113,11 +113,11 @@ def test_where_users_are_alike_the_interval_is_that_of_students_t(replicates: in
         found = estimate(arm_UR, reference_UR, seed=seed)
         assert found is not None and found.seeds is not None
         low, high = found.interval
-        assert high - found.gain == pytest.approx(reach * found.seeds, rel=0.07)  # 400 strata, and logarithms
+        assert high - found.gain == pytest.approx(reach * found.seeds, rel=0.07)  # approximate: 400 strata, logarithms
         assert found.gain - low == pytest.approx(high - found.gain)
 
 
-def test_one_replicate_is_a_bootstrap_over_users_alone() -> None:
+def test_interval_of_one_replicate_is_a_bootstrap_over_users() -> None:
     rng = np.random.default_rng(6)
     reference_U = rng.random(40)
     arm_U = reference_U * rng.normal(0.97, 0.1, 40)
@@ -127,7 +127,7 @@ def test_one_replicate_is_a_bootstrap_over_users_alone() -> None:
     assert found.interval == pytest.approx(np.quantile(gains_B, [0.025, 0.975], method="hazen"))
 
 
-def test_pairing_takes_out_what_users_and_trainings_have_in_common() -> None:
+def test_pairing_removes_variation_that_both_arms_share() -> None:
     rng = np.random.default_rng(3)
     shared_UR = rng.gamma(0.5, 10.0, (300, 1)) * rng.normal(1.0, 0.1, (1, 4))
     arm_UR = 0.97 * shared_UR + rng.normal(0, 0.05, (300, 4))
@@ -145,10 +145,10 @@ def test_draws_of_trainings_have_the_quantiles_of_students_t(replicates: int, se
     expected = student.ppf(tails, replicates - 1) / np.sqrt(replicates)
     found = np.quantile(draws_B, tails, method="hazen")
     np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-12)
-    assert abs(np.corrcoef(draws_B[1:], draws_B[:-1])[0, 1]) < 0.2  # in no order that users' draws could share
+    assert abs(np.corrcoef(draws_B[1:], draws_B[:-1])[0, 1]) < 0.2  # not in an order that users' draws could share
 
 
-def test_the_interval_of_trainings_alone_is_students_on_both_sides() -> None:
+def test_interval_over_trainings_is_that_of_students_t_on_both_sides() -> None:
     reference_UR = np.ones((50, 2))
     found = estimate(reference_UR * [0.98, 0.96], reference_UR)
     assert found is not None and found.seeds is not None
@@ -170,7 +170,7 @@ def draw_losses(
 
 
 def picked(arm_UR: Floats, reference_UR: Floats, seed: int, scale: float) -> tuple[float, float]:
-    """Return the interval of picking both users and replicates with replacement, deviations of replicates scaled."""
+    """Return the interval of resampling both users and replicates, with the deviations of replicates scaled."""
     users, replicates = reference_UR.shape
     rng = np.random.default_rng(seed)
     of_users_BU = rng.multinomial(users, np.full(users, 1 / users), 400)
@@ -185,7 +185,7 @@ def picked(arm_UR: Floats, reference_UR: Floats, seed: int, scale: float) -> tup
 
 
 def coverage(replicates: int, by_user: float, by_training: float, by_both: float = 0.0) -> dict[str, float]:
-    """Return how often the interval holds the truth: ours, that of picking replicates, and of picking them scaled."""
+    """Return how often the interval contains the truth: ours, that of resampled replicates, and of scaled ones."""
     rng = np.random.default_rng([replicates, 4])
     held = {"ours": 0, "picked": 0, "scaled": 0}
     trials = 400
@@ -204,36 +204,36 @@ def coverage(replicates: int, by_user: float, by_training: float, by_both: float
     return {way: number / trials for way, number in held.items()}
 
 
-# The standard error of a share of .95 of 400 is .011.
+# The standard error of a share of 0.95 in 400 trials is 0.011.
 
 
 @pytest.mark.parametrize("replicates", [2, 3, 4, 5])
-def test_intervals_cover_the_truth_where_trainings_are_all_that_differs(replicates: int) -> None:
+def test_intervals_cover_the_truth_when_only_trainings_differ(replicates: int) -> None:
     found = coverage(replicates, by_user=0.002, by_training=0.003)
     assert 0.92 <= found["ours"] <= 0.98
-    # Few values picked with replacement are too narrow, and still are with their variance put right.
+    # Intervals of few resampled replicates are too narrow, even with their variance corrected.
     assert found["picked"] < 0.88 and found["picked"] < found["scaled"] < 0.91
 
 
-def test_intervals_cover_the_truth_where_users_differ_too() -> None:
+def test_intervals_cover_the_truth_when_users_differ_too() -> None:
     ours = coverage(3, by_user=0.03, by_training=0.002)["ours"]
     assert 0.92 <= ours <= 0.99
 
 
-def test_intervals_are_no_narrower_than_they_say_where_trainings_move_single_users() -> None:
+def test_intervals_are_not_too_narrow_when_trainings_affect_single_users() -> None:
     ours = coverage(4, by_user=0.01, by_training=0.002, by_both=0.05)["ours"]
     assert ours >= 0.93
 
 
-def test_intervals_of_one_training_cover_the_truth_where_only_users_differ() -> None:
+def test_intervals_of_one_training_cover_the_truth_when_only_users_differ() -> None:
     ours = coverage(1, by_user=0.1, by_training=0.0)["ours"]
-    assert 0.91 <= ours <= 0.98  # percentile intervals are known to run a little narrow
+    assert 0.91 <= ours <= 0.98  # percentile intervals are known to be slightly narrow
 
 
 def pooled_coverage(replicates: int, by_training_A: list[float]) -> tuple[float, float]:
-    """Return how often the interval of the second arm's gain over the first holds the truth, and its mean width.
+    """Return how often the interval of the second arm's gain over the first contains the truth, and its mean width.
 
-    Arms differ by trainings alone, each by its own deviation; all share what a training's seeds do to every arm.
+    Arms differ only by trainings, each with its own deviation; the seeds of a training affect all arms alike.
     """
     rng, held, widths, trials = np.random.default_rng([replicates, 9]), 0, [], 500
     for trial in range(trials):
@@ -258,12 +258,12 @@ def test_pooled_intervals_cover_the_truth_and_are_short(replicates: int) -> None
     assert width < (0.4 if replicates == 2 else 0.8) * width_alone
 
 
-def test_an_arm_that_moves_twice_as_much_as_others_is_covered_less_and_said_so() -> None:
+def test_arm_with_twice_the_deviation_of_others_is_covered_less() -> None:
     held, _ = pooled_coverage(2, [0.003, 0.006, 0.003, 0.003])
-    assert 0.88 <= held <= 0.95  # `ranker.intervals` says so
+    assert 0.88 <= held <= 0.95  # as documented in `ranker.intervals`
 
 
-def test_what_a_training_does_to_all_arms_is_in_no_deviation() -> None:
+def test_pooled_deviation_excludes_effects_common_to_all_arms() -> None:
     rng = np.random.default_rng(1)
     sums_AR = rng.uniform(1, 2, (4, 1)) * rng.uniform(1, 2, (1, 3))
     assert pooled_deviation(sums_AR).deviation == pytest.approx(0, abs=1e-12)

@@ -1,4 +1,4 @@
-"""Groups of requests of like size: every row and entry once, padding bounded."""
+"""Groups of requests of similar size: every row and entry occurs once, and padding is bounded."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ def laid_out(sizes: list[tuple[int, int]]) -> HistoryLayout:
 
 
 @given(requests)
-def test_each_row_meets_the_entries_of_its_request_once(sizes: list[tuple[int, int]]) -> None:
+def test_each_row_gets_the_entries_of_its_request_once(sizes: list[tuple[int, int]]) -> None:
     layout = laid_out(sizes)
     entry, row = 0, 0
     expected: dict[int, list[int]] = {}
@@ -34,7 +34,7 @@ def test_each_row_meets_the_entries_of_its_request_once(sizes: list[tuple[int, i
     assert flat[layout.place_T].tolist() == list(range(entry))
 
 
-def test_the_example_of_the_docstring() -> None:
+def test_layout_equals_the_example_of_the_docstring() -> None:
     layout = laid_out([(2, 1), (0, 2), (3, 1), (1, 8)])
     assert [group.entries_GL.tolist() for group in layout.groups] == [[[0, 1, 0], [2, 3, 4]], [[5]]]
     assert [group.rows_GM.tolist() for group in layout.groups] == [[[0], [3]], [[*range(4, 12)]]]
@@ -51,12 +51,12 @@ def test_padding_is_bounded_by_the_sizes_of_a_group(sizes: list[tuple[int, int]]
         assert group.rows_GM.shape[1] <= ROWS_FACTOR * 30
 
 
-def test_one_long_history_is_alone_with_its_length() -> None:
+def test_one_long_history_does_not_pad_the_others() -> None:
     layout = laid_out([(10_000, 3), *[(2, 1)] * 500])
     assert sum(group.entries_GL.numel() for group in layout.groups) == 10_000 + 2 * 500
 
 
-def test_rows_of_equal_index_select_and_so_does_their_gradient() -> None:
+def test_rows_of_and_its_gradient_equal_index_select() -> None:
     values_ND, places = torch.randn(5, 3, requires_grad=True), torch.tensor([[0, 4], [4, 4], [2, 0]])
     found, expected = rows_of(values_ND, places), values_ND[places]
     assert torch.equal(found, expected)

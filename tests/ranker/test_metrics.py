@@ -1,4 +1,4 @@
-"""The metrics of a run: exact, equal to torchrec's, and plain about what is not defined."""
+"""The metrics of a run: exact, equal to torchrec's, and with a reason where they are undefined."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ SCHEMA = prediction_schema(TASKS)
 def write_predictions(
     path: Path, rank: int, click: list[int], conversion: list[int | None], p: list[float], user: int = 0
 ) -> None:
-    """Write one rank's file; rows of ranks are numbered apart."""
+    """Write one rank's file; the row numbers of ranks do not overlap."""
     number = len(click)
     columns = {
         "row": range(1000 * rank, 1000 * rank + number), "user_id": [user] * number, "item_id": [0] * number,
@@ -41,7 +41,7 @@ def torchrec_metrics(labels: list[int], probabilities: list[float]) -> tuple[flo
     return ne.item(), auc.item(), compute_calibration(p.sum(-1), y.sum(-1)).item()
 
 
-def test_equal_torchrecs_over_the_files_of_all_ranks(tmp_path: Path) -> None:
+def test_metrics_over_the_files_of_all_ranks_equal_those_of_torchrec(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     click = (rng.random(800) < 0.3).astype(int).tolist()
     conversion = [int(rng.random() < 0.5) if c and rng.random() < 0.8 else None for c in click]
@@ -58,7 +58,7 @@ def test_equal_torchrecs_over_the_files_of_all_ranks(tmp_path: Path) -> None:
         found = measured[task]
         assert (found["ne"], found["auc"], found["calibration"]) == pytest.approx(values, rel=1e-6)
     assert measured["conversion"]["num"] == len(known)
-    assert [path.name for path in tmp_path.iterdir()] == ["predictions"]  # nothing is left of the sorting
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions"]  # the sort leaves no files
 
 
 def test_gauc_orders_rows_within_each_user_across_files(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_gauc_orders_rows_within_each_user_across_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("click", "reason"), [([0, 0], "none of the 2 click labels is positive"), ([1, 1], "labels is negative")]
 )
-def test_says_why_a_metric_is_not_defined(tmp_path: Path, click: list[int], reason: str) -> None:
+def test_undefined_metric_has_a_reason(tmp_path: Path, click: list[int], reason: str) -> None:
     write_predictions(tmp_path, 0, click, [None, None], [0.5, 0.4])
     measured = prediction_metrics(tmp_path, TASKS)
     assert measured["click"]["ne"] is None
@@ -82,7 +82,7 @@ def test_says_why_a_metric_is_not_defined(tmp_path: Path, click: list[int], reas
     assert measured["conversion"]["reason"] == "no row has a complete conversion label"
 
 
-def test_a_training_window_gives_mean_loss_and_ne_and_starts_anew() -> None:
+def test_training_window_returns_mean_loss_and_ne_and_resets() -> None:
     window = TrainingWindow(TASKS)
     window.add(torch.tensor([[6.0, 0.0], [10.0, 0.0], [4.0, 0.0]]).double())
     window.add(torch.tensor([[4.0, 1.0], [10.0, 2.0], [6.0, 2.0]]).double())

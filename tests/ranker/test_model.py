@@ -1,4 +1,4 @@
-"""The whole model on one rank: empty histories, what asks the history, and what each task learns from."""
+"""The whole model on one rank: empty histories, the query of the history, and the rows that each task learns from."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ from sidestack.ranker.model import GlobalLoss, joint_logit
 from sidestack.ranker.reader import to_ranker_batch
 from sidestack.ranker.sharding import build_sharded
 from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, jagged, write_dataset
-from tests.ranker.test_reader import batch_of, first_rows
+from tests.ranker.joined_rows import batch_of, first_rows
 from tests.ranker.training import config_of
 
 ALL_OPTIONS = {"heads": 2, "encoder_layers": 1, "pooling": "target"}
@@ -37,7 +37,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
 
 
 def without_history(table: pa.Table, is_empty_B: list[bool]) -> pa.Table:
-    """Take the histories of some rows away."""
+    """Return the table with the histories of some rows emptied."""
     for name in [name for name in table.column_names if name.startswith("history_")]:
         at, field = table.schema.get_field_index(name), table.schema.field(name)
         lists = [[] if empty else row for empty, row in zip(is_empty_B, table[name].to_pylist(), strict=True)]
@@ -48,7 +48,7 @@ def without_history(table: pa.Table, is_empty_B: list[bool]) -> pa.Table:
 @pytest.mark.parametrize("arm", ["none", "sid_ngram", "side"])
 @pytest.mark.parametrize("history", [{}, ALL_OPTIONS])
 @pytest.mark.parametrize("empty", ["some", "all"])
-def test_an_empty_history_gives_zeros_and_trains(
+def test_empty_history_gives_zeros_and_training_stays_finite(
     world: World, rows: pa.Table, arm: str, history: dict[str, Any], empty: str
 ) -> None:
     config = config_of(arm, model={"history": history})
@@ -71,7 +71,9 @@ def test_an_empty_history_gives_zeros_and_trains(
 
 
 @pytest.mark.parametrize(("pooling", "expected"), [("pma", {"user_id", "item_id", "slot"}), ("target", {"item_id"})])
-def test_target_attention_asks_by_the_ad_alone(world: World, rows: pa.Table, pooling: str, expected: set[str]) -> None:
+def test_target_attention_queries_with_the_item_alone(
+    world: World, rows: pa.Table, pooling: str, expected: set[str]
+) -> None:
     config = config_of("side", model={"history": {"pooling": pooling}})
     features = arm_features(SPEC, config, SIDS)
     sharded = build_sharded(features, config, world, ModelConstants())
@@ -95,7 +97,7 @@ def test_target_attention_asks_by_the_ad_alone(world: World, rows: pa.Table, poo
     assert asked == expected
 
 
-def test_the_cross_is_torchrecs_own() -> None:
+def test_cross_equals_that_of_torchrec() -> None:
     theirs, ours = LowRankCrossNet(12, 3, 4), LowRankCross(12, 3, 4)
     ours.load_state_dict(theirs.state_dict())
     x_BN = torch.randn(7, 12, generator=torch.Generator().manual_seed(0))
@@ -103,7 +105,7 @@ def test_the_cross_is_torchrecs_own() -> None:
 
 
 def labelled(labels: list[list[int | None]], valid: list[bool]) -> RankerBatch:
-    """Return a batch of which only the labels matter; None is a label that is not known."""
+    """Return a batch with nothing but labels and weights; None is an unknown label."""
     values: dict[str, Any] = {field.name: None for field in fields(RankerBatch)}
     labels_BT = torch.tensor([[float(label or 0) for label in row] for row in labels])
     is_known_BT = torch.tensor([[label is not None for label in row] for row in labels])
@@ -114,7 +116,7 @@ def labelled(labels: list[list[int | None]], valid: list[bool]) -> RankerBatch:
 def slow_loss(
     tasks: dict[str, TaskSpec], is_given: bool, logits_BT: Tensor, labels: list[list[int | None]], valid: list[bool]
 ) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Return the loss row by row in float64, from probabilities, and for each task how many labels and positives."""
+    """Return the loss row by row in float64, from probabilities, and each task's numbers of labels and positives."""
     names, loss, counts = list(tasks), torch.zeros(()).double(), []
     for task in names:
         chain = [task, *ancestors(tasks, task)]
@@ -136,7 +138,7 @@ def slow_loss(
 
 @pytest.mark.parametrize("children", ["given", "entire_space"])
 @pytest.mark.parametrize("tasks", [ONE_TASK, SPEC.tasks, CHAIN, TWO_ROOTS], ids=lambda tasks: "-".join(tasks))
-def test_loss_and_gradients_are_those_of_a_slow_count(world: World, tasks: dict[str, TaskSpec], children: Any) -> None:
+def test_loss_and_gradients_match_a_slow_count(world: World, tasks: dict[str, TaskSpec], children: Any) -> None:
     torch.manual_seed(1)
     every = list(itertools.product((0, 1, None), repeat=len(tasks)))
     labels, valid = [list(row) for row in every], [number % 4 > 0 for number in range(len(every))]
@@ -148,10 +150,10 @@ def test_loss_and_gradients_are_those_of_a_slow_count(world: World, tasks: dict[
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert [tuple(each) for each in output.totals_3T[1:].t().int().tolist()] == counts
-    torch.testing.assert_close(output.probabilities_BT, logits_BT.sigmoid())  # of each task given its parent
+    torch.testing.assert_close(output.probabilities_BT, logits_BT.sigmoid())  # each task given its parent
 
 
-def test_by_hand_a_child_learns_from_its_parents_rows_or_from_all_that_are_known(world: World) -> None:
+def test_child_task_learns_from_its_parents_positives_or_from_all_known_rows(world: World) -> None:
     labels, valid = [[1, 1], [1, 0], [0, 0], [0, 0], [1, None], [0, None]], [True, True, True, False, True, True]
     tasks = {"click": TaskSpec(), "conversion": TaskSpec(given="click", weight=0.5)}
     logits_BT = torch.randn(6, 2)
@@ -164,17 +166,17 @@ def test_by_hand_a_child_learns_from_its_parents_rows_or_from_all_that_are_known
     torch.testing.assert_close(GlobalLoss(tasks, "entire_space")(logits_BT, batch)[0], click + 0.5 * both)
 
 
-def test_the_loss_of_a_long_chain_is_finite_and_exact_at_both_ends(world: World) -> None:
+def test_loss_of_a_long_chain_is_finite_and_exact_at_extreme_logits(world: World) -> None:
     for logit, label, expected in ((-50.0, 1, 150.0), (50.0, 1, 0.0), (50.0, 0, 50 - math.log(3)), (-50.0, 0, 0.0)):
         logits_BT = torch.full((1, 3), logit, requires_grad=True)
         batch = labelled([[label] * 3], [True])
         loss, output = GlobalLoss(CHAIN, "entire_space")(logits_BT, batch)
         loss.backward()
-        assert output.totals_3T[0, 0].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)  # `order`, the last
+        assert output.totals_3T[0, 0].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)  # `order`, the last task
         assert logits_BT.grad is not None and logits_BT.grad.isfinite().all()
 
 
-def test_weights_of_tasks_are_the_datasets_unless_the_configuration_says_otherwise() -> None:
+def test_task_weights_are_those_of_the_dataset_unless_configured() -> None:
     config = config_of("none", training={"task_weights": {"cart": 7.0}})
     tasks = arm_features(SPEC.model_copy(update={"tasks": CHAIN}), config, SIDS).tasks
     assert list(tasks) == ["order", "view", "cart"]
@@ -191,7 +193,7 @@ def test_weights_of_tasks_are_the_datasets_unless_the_configuration_says_otherwi
         ({"a": TaskSpec(), "p_a": TaskSpec()}, {}, DataError, "tasks.p_a: must not be named as another column"),
     ],
 )
-def test_tasks_that_cannot_be_are_refused(
+def test_invalid_tasks_are_refused(
     tasks: dict[str, TaskSpec], weights: dict[str, float], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -205,13 +207,14 @@ def test_a_task_named_as_an_attribute_of_torchs_modules_is_refused(name: str) ->
         Towers((name,), ModelConfig())
 
 
-def test_the_joint_logit_is_exact_where_the_product_is_not() -> None:
+def test_joint_logit_is_exact_where_the_product_is_not() -> None:
     first_B = torch.tensor([0.3, -40.0, 60.0, -200.0, 200.0, 90.0], requires_grad=True)
     second_B = torch.tensor([-1.0, -40.0, 60.0, 200.0, 200.0, -90.0], requires_grad=True)
     joint_B = joint_logit(first_B, second_B)
     joint_B.sum().backward()
     p_B = first_B.detach()[:1].sigmoid() * second_B.detach()[:1].sigmoid()
-    # Small: log p is the sum of both. Large: 1 - p is the sum of both rests, e^-60 twice.
+    # Small p: log p is the sum of both log probabilities. Large p: 1 - p is the sum of both complements, here twice
+    # e^-60.
     expected_B = [p_B.logit().item(), -80.0, 60.0 - torch.tensor(2.0).log().item(), -200.0, None, -90.0]
     for found, expected in zip(joint_B.tolist(), expected_B, strict=True):
         assert found == pytest.approx(expected, rel=1e-5) if expected is not None else found > 80

@@ -1,4 +1,4 @@
-"""The dry run: the plan a training would make, what it costs to share, and plain words where nothing fits."""
+"""The dry run: the plan that a training would make, its communication cost, and a clear error when nothing fits."""
 
 import json
 from dataclasses import replace
@@ -41,7 +41,7 @@ EIGHT = Cluster("cuda", 8, 8, 80 * GIB, 128 * GIB)
 
 
 def workload(arm: str, rows: int = 0, **sections: dict[str, Any]) -> Workload:
-    """Return an arm of the tests' dataset, its three largest id spaces of `rows` each."""
+    """Return an arm on the tests' dataset, with `rows` ids in each of its three largest id spaces."""
     config = config_of(arm, **sections)
     spec = SPEC.model_copy(update={"num_items": rows, "num_users": rows}) if rows else SPEC
     return Workload(config, arm_features(spec, config, {"sid": SID}), ModelConstants(), Traffic(3.0), None, None)
@@ -52,7 +52,7 @@ def plan_of(work: Workload, cluster: Cluster) -> TablePlan:
     return plan_tables(model, work.features, work.config, cluster, work.traffic)
 
 
-def test_a_billion_rows_fit_on_eight_gpus_in_parts_that_make_up_the_table() -> None:
+def test_a_billion_rows_fit_on_eight_gpus_in_shards_that_cover_the_table() -> None:
     plan = plan_of(workload("sid_ngram", 10**9, model={"embedding_dim": 32}), EIGHT)
     tables = {table.name: table for table in plan.tables}
     assert {f"t_{column}" for column in LARGE} < tables.keys()
@@ -63,7 +63,7 @@ def test_a_billion_rows_fit_on_eight_gpus_in_parts_that_make_up_the_table() -> N
         assert sum(shard.size[0] for shard in table.shards) == 10**9
     used_R2 = plan.rank_bytes()
     raw = sum(table.bytes for table in plan.tables)
-    assert raw == pytest.approx(used_R2.sum(), rel=1e-3)  # at this size, what is exchanged in a step is nothing
+    assert raw == pytest.approx(used_R2.sum(), rel=1e-3)  # the buffers of a step are negligible
     assert used_R2[:, 0].max() < 0.85 * EIGHT.device_bytes
     assert used_R2[:, 1].max() == 0
 
@@ -76,13 +76,13 @@ def test_host_memory_behind_a_cache_is_used_when_gpus_are_short() -> None:
     assert (plan.rank_bytes() <= [0.85 * 80 * GIB, 200 * GIB]).all()
 
 
-def test_what_does_not_fit_is_said_with_what_is_short_and_by_how_much() -> None:
+def test_error_names_which_memory_is_short_and_by_how_much() -> None:
     work = workload("none", 10**9, model={"embedding_dim": 32})
     two = Cluster("cuda", 2, 2, 80 * GIB, 100 * GIB)
     with pytest.raises(NoPlanError) as refused:
         plan_of(work, two)
     text = str(refused.value)
-    need = 3 * 10**9 * 33 * 4 / GIB  # weights, and one number a row of optimizer state
+    need = 3 * 10**9 * 33 * 4 / GIB  # weights, and one optimizer state per row
     assert need == pytest.approx(368.8, abs=0.1)
     assert "no plan for 358 GiB of tables on 2 ranks:" in text
     assert "fused: needs 369 GiB of GPU memory, the ranks may fill 136 GiB: short by 233 GiB" in text
@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_said_with_what_is_short_and_by_how_much() -> None:
         plan_of(nowhere, EIGHT)
 
 
-def test_the_order_of_a_set_does_not_decide_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_does_not_depend_on_the_order_of_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
     from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 
     plans = []
@@ -112,7 +112,7 @@ def test_the_order_of_a_set_does_not_decide_the_plan(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise", "column_wise"])
 @pytest.mark.parametrize("is_pooled", [True, False])
-def test_what_is_sent_by_a_slow_count_of_every_id(sharding: str, is_pooled: bool) -> None:
+def test_bytes_sent_match_a_slow_count_of_every_id(sharding: str, is_pooled: bool) -> None:
     rows, dim, batch, ids, ranks = 12, 8, 10, 3, 4
     cuts = {
         "table_wise": [(0, (0, 0), (rows, dim))],
@@ -126,7 +126,7 @@ def test_what_is_sent_by_a_slow_count_of_every_id(sharding: str, is_pooled: bool
         for rank, (first, _), (height, width) in cuts:
             if rank == asker:
                 continue
-            # Of the batch's ids each row of the table gets as many; those in the shard are asked for.
+            # The batch's ids are spread evenly over the table's rows; those in the shard are requested from its rank.
             asked = sum(batch * ids / rows for row in range(rows) if first <= row < first + height)
             expected["ids_R"][asker] += 8 * asked + 8 * batch
             vectors = batch if is_pooled else asked
@@ -137,7 +137,7 @@ def test_what_is_sent_by_a_slow_count_of_every_id(sharding: str, is_pooled: bool
 
 
 @pytest.mark.parametrize("types", [["table_wise", "row_wise"], ["column_wise"]])
-def test_the_sums_that_are_shown_give_the_bytes_that_are_shown(types: list[str]) -> None:
+def test_reported_formulas_evaluate_to_the_reported_bytes(types: list[str]) -> None:
     dim = {"embedding_dim": 256 if types == ["column_wise"] else 8}
     report = dry_run(workload("sid_ngram", 10**5, model=dim, sharding={"types": types}), EIGHT)
     tables = report["exchange"]["tables"]
@@ -149,7 +149,7 @@ def test_the_sums_that_are_shown_give_the_bytes_that_are_shown(types: list[str])
 
 
 def planned_and_sent(world: World, dataset: Path, traffic: Traffic) -> tuple[TablePlan, list[tuple[str, int]]]:
-    """Train a step at a time and note what this rank sends to others, after the plan the training made."""
+    """Train for some steps; return the plan of the training, and the bytes that this rank sends to others."""
     config = config_of("none")
     fitting, _ = open_splits(read_dataset(dataset), config)
     plan = build_sharded(fitting.features, config, world, ModelConstants(), traffic).plan
@@ -161,7 +161,7 @@ def planned_and_sent(world: World, dataset: Path, traffic: Traffic) -> tuple[Tab
         group: Any = None, async_op: bool = False,
     ) -> Any:  # fmt: skip
         sizes = input_split_sizes
-        if sizes is not None:  # else the few numbers that announce a message's length
+        if sizes is not None:  # None for the few numbers that announce a message's length
             kept = sizes[world.rank] / max(sum(sizes), 1) * input.numel()
             noted.append((str(input.dtype), round(input.numel() - kept) * input.element_size()))
         return send(output, input, output_split_sizes, sizes, group, async_op)
@@ -172,7 +172,7 @@ def planned_and_sent(world: World, dataset: Path, traffic: Traffic) -> tuple[Tab
 
 
 @pytest.mark.parametrize("impressions", [1, 4])
-def test_a_training_plans_as_the_dry_run_says_and_sends_what_it_says(tmp_path: Path, impressions: int) -> None:
+def test_training_uses_the_plan_of_the_dry_run_and_sends_its_bytes(tmp_path: Path, impressions: int) -> None:
     dataset = write_dataset(tmp_path / "dataset", impressions=impressions)
     config = config_of("none")
     fitting, _ = open_splits(read_dataset(dataset), config)
@@ -190,7 +190,7 @@ def test_a_training_plans_as_the_dry_run_says_and_sends_what_it_says(tmp_path: P
     assert lookups == {name: plan.batch_size // (impressions if name in of_request else 1) for name in lookups}
     tables = [count_sent(replace(t, ids=topics) if t.name == "t_topics" else t, 2) for t in plan.tables]
     for rank, noted in enumerate((first, second)):
-        # The ids of the next batch are on their way while a step is taken.
+        # The ids of the next batch are sent during a step: one batch more than steps.
         ids = sum(size for kind, size in noted if "int" in kind) / 21
         vectors = sum(size for kind, size in noted if "float" in kind) / 20
         assert ids == pytest.approx(sum(t.ids_R[rank] for t in tables), rel=0.07)
@@ -203,16 +203,16 @@ def command(*words: str, arm: str = "sid_ngram") -> list[str]:
     return ["--config", config, *specs, "--memory-gib", "80", "--set", f"ranker.arm={arm}", *words]
 
 
-def test_the_command_prints_the_plan_and_its_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_the_plan_and_its_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     large = [word for column in LARGE for word in ("--table-rows", f"{column}=1000000000")]
     work = ["--rows", "29000000000", "--samples-per-second", "1e6"]
     once = ["--set", "ranker.training.epochs=1"]
     main(command("--ranks", "8", *once, *large, *work, "--json", str(tmp_path / "plan.json")))
-    said = capsys.readouterr().out
-    assert "sid_ngram: fits on 8 GPUs, 8 a node" in said
-    assert "28,320,312 steps" in said  # 29e9 / 1,024
-    assert "8.1 hours" in said  # 29e9 / 1e6 / 3600
-    assert "99 ids a row, 792 B as int64; 29,000,000,000 rows: 20.9 TiB" in said  # 3 + 3 x 32 columns of 8 bytes
+    printed = capsys.readouterr().out
+    assert "sid_ngram: fits on 8 GPUs, 8 a node" in printed
+    assert "28,320,312 steps" in printed  # 29e9 / 1,024
+    assert "8.1 hours" in printed  # 29e9 / 1e6 / 3600
+    assert "99 ids a row, 792 B as int64; 29,000,000,000 rows: 20.9 TiB" in printed  # 3 + 3 x 32 columns of 8 bytes
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["fits"]
     assert plan["tables"]["t_item_id"]["rows"] == 10**9
@@ -233,21 +233,21 @@ def test_the_command_prints_the_plan_and_its_cost(tmp_path: Path, capsys: pytest
         (("--ranks", "12"), "--ranks 12: must be a multiple of --ranks-per-node, 8"),
     ],
 )
-def test_the_command_refuses_clearly(
+def test_command_refuses_invalid_arguments_with_a_reason(
     words: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(command(*words, "--json", str(tmp_path / "plan.json")))
     assert stopped.value.code == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert message.split(".*")[0] in said.err
-    assert message.split(".*")[-1] in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message.split(".*")[0] in printed.err
+    assert message.split(".*")[-1] in printed.err
     if "does not fit" in message:
         assert json.loads((tmp_path / "plan.json").read_text())["fits"] is False
 
 
-def test_what_is_planned_with_other_rows_is_what_a_training_builds(world: World, tmp_path: Path) -> None:
+def test_planned_table_rows_are_those_that_a_training_builds(world: World, tmp_path: Path) -> None:
     dataset, rows = write_dataset(tmp_path / "dataset", rows_a_day=128), {"item_id": 70, "topics": 40, "user_id": 16}
     config, file = tmp_path / "run.yaml", tmp_path / "plan.json"
     config.write_text("ranker: {arm: none, model: {embedding_dim: 8}, training: {batch_size: 64}}")
@@ -261,7 +261,7 @@ def test_what_is_planned_with_other_rows_is_what_a_training_builds(world: World,
     assert planned == {"t_user_id": 16, "t_item_id": 70, "t_slot": 5, "t_topics": 40, "t_history_item_ids": 300}
 
 
-def test_tables_that_no_machine_can_lay_out_are_refused_with_the_option_that_hashes_them() -> None:
+def test_tables_too_large_for_any_machine_are_refused_naming_the_option_that_hashes_ids() -> None:
     huge = SPEC.model_copy(update={"sparse": {"slot": 2**63 - 1}})
     with pytest.raises(ConfigError, match=r"the table of 'slot': .*; ranker\.model\.table_rows\.slot hashes ids"):
         arm_features(huge, config_of("none"), {})
@@ -274,11 +274,11 @@ def test_tables_that_no_machine_can_lay_out_are_refused_with_the_option_that_has
         plan_of(work, EIGHT)
 
 
-def test_a_dataset_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_measures_the_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_dataset(tmp_path / "dataset", rows_a_day=256)
     config = tmp_path / "run.yaml"
     config.write_text("ranker: {arm: side, training: {batch_size: 64}}")
     main(["--config", str(config), "--dataset", str(tmp_path / "dataset"), "--ranks", "2", "--memory-gib", "1"])
-    said = capsys.readouterr().out
-    assert "1,024 rows / 64 x 1 epochs = 16 steps" in said
-    assert "B in Parquet; 1,024 rows" in said
+    printed = capsys.readouterr().out
+    assert "1,024 rows / 64 x 1 epochs = 16 steps" in printed
+    assert "B in Parquet; 1,024 rows" in printed

@@ -1,4 +1,4 @@
-"""The history block's attention against the paper's formula, row by row."""
+"""The history block's attention, compared with the paper's formula row by row."""
 
 import math
 
@@ -20,7 +20,7 @@ def attention(heads: int = 1) -> HistoryAttention:
 
 
 def slow_reference(block: HistoryAttention, features_BF: Tensor, histories: list[Tensor]) -> Tensor:
-    """U = softmax(Q K^T / sqrt(d)) V with K = V Theta, one row after another; no history, no vector."""
+    """Return U = softmax(Q K^T / sqrt(d)) V with K = V Theta, row by row; zeros without history."""
     rows = []
     for features_F, v_LD in zip(features_BF, histories, strict=True):
         q_KD = block.query(features_F).view(QUERIES, DIM)
@@ -33,14 +33,14 @@ def run(block: HistoryAttention, features_BF: Tensor, histories: list[Tensor]) -
     return block(features_BF, torch.cat(histories), layout_of([len(history) for history in histories]))
 
 
-def test_equals_the_paper_for_ragged_histories() -> None:
+def test_attention_equals_the_formula_of_the_paper_for_ragged_histories() -> None:
     block, features_BF = attention(), torch.randn(4, FEATURES)
     histories = [torch.randn(n, DIM) for n in (3, 0, 7, 1)]
     torch.testing.assert_close(run(block, features_BF, histories), slow_reference(block, features_BF, histories))
 
 
 @pytest.mark.parametrize("heads", [2, 4])
-def test_heads_attend_each_for_its_own_part(heads: int) -> None:
+def test_each_head_attends_in_its_own_part_of_the_dimensions(heads: int) -> None:
     block, features_BF = attention(heads), torch.randn(3, FEATURES)
     histories = [torch.randn(n, DIM) for n in (3, 0, 7)]
     part = DIM // heads
@@ -70,7 +70,7 @@ def test_a_batch_without_any_history_gives_zeros() -> None:
     assert out_BKD.abs().max() == 0
 
 
-def test_a_row_does_not_see_its_neighbours() -> None:
+def test_output_of_a_row_does_not_depend_on_other_rows() -> None:
     block, features_BF = attention(), torch.randn(2, FEATURES)
     first, second = torch.randn(2, DIM), torch.randn(5, DIM)
     alone = run(block, features_BF[:1], [first])

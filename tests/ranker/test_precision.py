@@ -1,4 +1,4 @@
-"""The precision of the network's products: bfloat16 trains close to float32, and what it must not touch is float32."""
+"""The precision of the network's products: bfloat16 trains close to float32, and states and outputs stay float32."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **{arm: (arm, {}) for arm in ("none", "dense", "sid_ngram", "hde", "side", "side_lines")},
     "history": ("side", HISTORY),
 }
-"""Arms that meet every kind of layer, and the options of the history."""
+"""Arms that cover every kind of layer, and the options of the history."""
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ def predictions(world: World, dataset: Path, precision: str) -> Iterator[StepOut
         yield output
 
 
-def test_predictions_and_totals_are_given_in_full_precision(world: World, dataset: Path) -> None:
+def test_predictions_and_totals_have_full_precision(world: World, dataset: Path) -> None:
     pairs = zip(predictions(world, dataset, "bfloat16"), predictions(world, dataset, "float32"), strict=True)
     for half, whole in pairs:
         assert half.probabilities_BT.dtype == torch.float32
-        # Rounded to bfloat16, no more than 8 bits of a logit would be left.
+        # Logits rounded to bfloat16 would keep only 8 bits.
         torch.testing.assert_close(half.probabilities_BT, whole.probabilities_BT, rtol=0, atol=5e-3)
         assert half.totals_3T.dtype == torch.float64
 
@@ -73,13 +73,13 @@ def test_float32_is_the_default() -> None:
     assert TrainingConfig().precision == "float32"
 
 
-def test_tf32_is_for_cuda_and_says_so_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tf32_warns_on_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLog(tmp_path)
     try:
         use_tf32(torch.device("cpu"), log)
         assert torch.get_float32_matmul_precision() == "highest"
-        told = "warning: ranker.training.precision=tf32 changes nothing on a CPU: float32 is used\n"
-        assert capsys.readouterr().err.endswith(told)
+        message = "warning: ranker.training.precision=tf32 changes nothing on a CPU: float32 is used\n"
+        assert capsys.readouterr().err.endswith(message)
         use_tf32(torch.device("cuda"), log)
         assert torch.get_float32_matmul_precision() == "high"
         assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Predictions sorted on disk: every order, whatever order they were written in, and in bounded memory."""
+"""Predictions sorted on disk: in every order, independent of the order of writing, and in bounded memory."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ TASKS = ("view", "order", "refund")
 
 
 def drawn(rows: int = 500, seed: int = 0) -> pa.Table:
-    """Draw rows in no order, with ties of scores and labels that are not known."""
+    """Draw rows in random order, with ties of scores and unknown labels."""
     rng = np.random.default_rng(seed)
     view = (rng.random(rows) < 0.5).astype(np.int8)
     order = view & (rng.random(rows) < 0.5)
@@ -50,7 +50,7 @@ def write(path: Path, table: pa.Table, ranks: int = 3, group_rows: int = 64) -> 
     [("row", ("row",)), ("score", ("p_order", "row")), ("user", ("user_id", "p_order"))],
 )
 @pytest.mark.parametrize("batch_rows", [64, 1 << 16])
-def test_judged_rows_come_in_every_order(
+def test_judged_rows_are_read_in_every_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Order, keys: tuple[str, ...], batch_rows: int
 ) -> None:
     monkeypatch.setattr(module, "BATCH_ROWS", batch_rows)
@@ -68,7 +68,7 @@ def test_judged_rows_come_in_every_order(
             "p_order": [score for rows in batches for score in rows.scores_M],
         }.items():
             assert of_batches == judged[name].to_pylist()
-        if order != "user":  # within a tie of one user any order will do
+        if order != "user":  # the order within a user's tie is arbitrary
             assert [item for rows in batches for item in rows.ids["item"]] == judged["item_id"].to_pylist()
             assert [label for rows in batches for label in rows.labels_M] == judged["order"].to_pylist()
         assert found.users("refund").tolist() == list(found.judged("refund", order)) == []
@@ -76,7 +76,7 @@ def test_judged_rows_come_in_every_order(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_rows_of_two_arms_are_held_against_each_other(tmp_path: Path) -> None:
+def test_rows_of_two_arms_are_compared(tmp_path: Path) -> None:
     table = drawn()
     at = int(np.flatnonzero(np.array(table["view"]) == 0)[0])
     row = table["row"][at].as_py()
@@ -93,7 +93,7 @@ def test_rows_of_two_arms_are_held_against_each_other(tmp_path: Path) -> None:
                 require_same_rows(other, reference)
 
 
-def test_an_error_in_the_middle_of_a_stream_is_the_one_that_is_raised(tmp_path: Path) -> None:
+def test_error_in_the_middle_of_a_stream_is_raised_unchanged(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="by hand"):
         with sorting(tmp_path) as database:
             with sorted_predictions(write(tmp_path / "a", drawn()), TASKS, database) as found:
@@ -102,7 +102,7 @@ def test_an_error_in_the_middle_of_a_stream_is_the_one_that_is_raised(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_cannot_be_sorted_is_told_with_its_place(tmp_path: Path) -> None:
+def test_failed_sort_raises_an_error_that_names_the_folder(tmp_path: Path) -> None:
     path = write(tmp_path / "a", drawn())
     with sorting(tmp_path) as database:
         database.execute("SET memory_limit = '1KiB'")
@@ -118,12 +118,12 @@ from sidestack.ranker.metrics import prediction_metrics
 assert prediction_metrics(Path(sys.argv[1]), ("view",))["view"]["num"] == int(sys.argv[2])
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
-"""Prints a process's own peak memory in KiB. `ru_maxrss` would be the parent's, which held the rows to write them."""
+"""A program that prints its own peak memory in KiB; `ru_maxrss` would include the parent's, which held the rows."""
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    """`benchmarks.compare` measures it at 10^7 rows."""
+    """`benchmarks.compare` measures the memory at 10^7 rows."""
     peaks = []
     for rows in (400_000, 3_200_000):
         columns = ["row", "user_id", "item_id", "view", "p_view"]

@@ -1,4 +1,4 @@
-"""A ranker's job that gets a signal: terminated, it goes on from that step; a rank of it that is stopped is named."""
+"""A ranker's job that gets a signal: after SIGTERM it resumes at the saved step; a rank stopped by SIGSTOP is named."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def is_training(out: Path) -> bool:
 
 
 @pytest.mark.parametrize("arm", ["none", "side"])
-def test_a_job_that_was_terminated_goes_on_bit_for_bit(
+def test_terminated_job_resumes_bit_for_bit(
     folder: Path, tmp_path: Path, arm: str, record_property: Callable[[str, object], None]
 ) -> None:
     resumed, whole, log = tmp_path / "resumed", tmp_path / "whole", tmp_path / "job.log"
@@ -68,10 +68,10 @@ def test_a_job_that_was_terminated_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stopped_rank_of_a_training_is_named(
+def test_stopped_rank_is_named_in_the_log(
     folder: Path, tmp_path: Path, rank: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """With the timeouts as they are by default."""
+    """Timeouts have their default values."""
     out, log = tmp_path / "out", tmp_path / "job.log"
     with job("sidestack.ranker.train", arguments(folder, out, "none", epochs=1000), log) as process:
         wait_for(lambda: is_training(out), process, log)

@@ -1,4 +1,4 @@
-"""A profiled training leaves a trace of every rank beside its output, and the weights of one that is not profiled."""
+"""A profiled training writes a trace of every rank beside its output and ends with the weights of an unprofiled one."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def weights(folder: Path) -> dict[Path, bytes]:
     return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_profile_of_two_ranks_changes_no_weight(tmp_path: Path) -> None:
+def test_profiling_two_ranks_does_not_change_weights(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", rows_a_day=192)
     run_distributed(train_both, dataset, tmp_path)
     plain, profiled = (weights(tmp_path / name / FOLDER) for name in ("plain", "profiled"))

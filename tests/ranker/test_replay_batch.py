@@ -1,4 +1,4 @@
-"""The batch whose loss is not finite is saved, and shows the layer when it is run again."""
+"""A batch whose loss is not finite is saved, and replaying it names the layer."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.ranker.test_resume import kept_checkpoints, train_ranker
 from tests.ranker.training import not_a_number
 
 ROW = 2000
-"""One of the training rows, 2,048 of them, that the second of two ranks reads."""
+"""One of the 2,048 training rows, which rank 1 of two reads."""
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_on_a_bad_row(world: World, dataset: Path, out: Path, checkpoint_every: int) -> str:
-    """Train where a dense feature of one row is not finite, and return the error."""
-    kept = sidestack.ranker.reader._block
+    """Train with a non-finite dense feature in one row, and return the error."""
+    original = sidestack.ranker.reader._block
 
     def block(batch: Batch, features: ArmFeatures) -> RankerBatch:
-        found = kept(batch, features)
+        found = original(batch, features)
         found.dense_BF[torch.from_numpy(batch.rows_N == ROW), 1] = torch.nan
         return found
 
@@ -51,7 +51,7 @@ def train_on_a_bad_row(world: World, dataset: Path, out: Path, checkpoint_every:
 
 
 @pytest.mark.parametrize("checkpoint_every", [0, 2])
-def test_a_planted_batch_is_saved_by_its_rank_and_shows_the_layer(
+def test_bad_batch_is_saved_by_its_rank_and_replay_names_the_layer(
     world: World, dataset: Path, tmp_path: Path, checkpoint_every: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, folder = tmp_path / "out", tmp_path / "out.nonfinite"
@@ -70,16 +70,14 @@ def test_a_planted_batch_is_saved_by_its_rank_and_shows_the_layer(
         replay(folder, 0, world)
 
 
-def test_a_batch_comes_back_as_it_was_saved(
-    world: World, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_saved_batch_round_trips(world: World, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[RankerBatch] = []
 
     def bad(batch: Batch, features: ArmFeatures) -> RankerBatch:
-        made.append(kept(batch, features))
+        made.append(original(batch, features))
         return made[-1]
 
-    kept = sidestack.ranker.reader.to_ranker_batch
+    original = sidestack.ranker.reader.to_ranker_batch
     monkeypatch.setattr("sidestack.ranker.step_runner.to_ranker_batch", bad)
     monkeypatch.setattr("sidestack.ranker.blocks.DenseBlock.forward", not_a_number)
     with pytest.raises(NonFiniteLossError):
@@ -92,7 +90,7 @@ def test_a_batch_comes_back_as_it_was_saved(
 def require_equal(ours: Any, theirs: Any) -> None:
     if isinstance(theirs, Tensor):
         assert torch.equal(ours, theirs)
-    elif theirs is None:  # the counts of the global batch, which a replay of one rank's part has no use for
+    elif theirs is None:  # the counts of the global batch, which a replay of one rank does not need
         assert ours is None
     elif isinstance(theirs, tuple):
         assert len(ours) == len(theirs)

@@ -1,4 +1,4 @@
-"""What a request has once is computed once, and gives the numbers of the row-by-row form."""
+"""Columns of a request are computed once, with the results of the row-by-row form."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ def whole_requests(dataset: Path, features_of: str) -> Batch:
 
 
 def row_by_row(batch: Batch) -> Batch:
-    """Return the batch with each row a request of its own: the slow form."""
+    """Return the batch with each row as a request of its own: the slow form."""
     return replace_rows(batch, [batch.rows.slice(at, 1) for at in range(batch.rows.num_rows)])
 
 
@@ -46,7 +46,7 @@ def replace_rows(batch: Batch, parts: list[Any]) -> Batch:
 
 
 def gradients(sharded: ShardedRanker, batch: Batch, features: ArmFeatures) -> tuple[Tensor, dict[str, Tensor]]:
-    """Train one step, and return the logits' probabilities, gradients of the network and weights of the tables."""
+    """Train one step; return the probabilities, and the loss with the gradients of the network."""
     sharded.dense_optimizer.zero_grad()
     loss, output = sharded.model(to_ranker_batch(batch, features))
     loss.backward()
@@ -65,7 +65,7 @@ def model_of(world: World, dataset: Path, config: DecidedConfig) -> tuple[Sharde
 
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("history", [{}, OPTIONS], ids=["pma", "options"])
-def test_logits_losses_and_gradients_are_those_of_the_row_by_row_form(
+def test_probabilities_losses_and_gradients_equal_those_of_the_row_by_row_form(
     world: World, dataset: Path, arm: str, history: dict[str, Any]
 ) -> None:
     config = config_of(arm, model={"history": history})
@@ -85,7 +85,7 @@ def test_logits_losses_and_gradients_are_those_of_the_row_by_row_form(
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-6, msg=named(name))
 
 
-def test_a_batch_looks_up_and_holds_a_history_once_a_request(dataset: Path) -> None:
+def test_batch_holds_each_history_once_per_request(dataset: Path) -> None:
     features = arm_features(REQUEST_SPEC, config_of("sid_ngram"), SIDS)
     batch = whole_requests(dataset, "sid_ngram")
     lengths = [len(history) for history in batch.rows.shared["history_item_ids"].to_pylist()]
@@ -97,7 +97,7 @@ def test_a_batch_looks_up_and_holds_a_history_once_a_request(dataset: Path) -> N
 
 
 def with_long_history(requests: pa.Table, columns: tuple[str, ...], entries: int) -> pa.Table:
-    """Repeat the entries of the longest history in place, in every column of histories."""
+    """Repeat the entries of the longest history in place, in every history column."""
     lengths = [len(history) for history in requests["history_item_ids"].to_pylist()]
     longest, times = int(np.argmax(lengths)), -(-entries // max(lengths))
     for name in columns:
@@ -108,7 +108,7 @@ def with_long_history(requests: pa.Table, columns: tuple[str, ...], entries: int
     return requests
 
 
-def test_one_history_of_ten_thousand_entries_among_short_ones(world: World, dataset: Path) -> None:
+def test_very_long_history_has_bounded_padding_and_finite_gradients(world: World, dataset: Path) -> None:
     sharded, features = model_of(world, dataset, config_of("side"))
     batch = whole_requests(dataset, "side")
     shared = with_long_history(batch.rows.shared, features.sequence_columns, 10_000)

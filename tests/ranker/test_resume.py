@@ -1,4 +1,4 @@
-"""A training that was stopped in mid-epoch and started again gives the bytes of one that was not."""
+"""A training that is stopped in mid-epoch and resumed writes the same bytes as an uninterrupted one."""
 
 import json
 import pkgutil
@@ -31,18 +31,18 @@ from tests.distributed import run_distributed
 from tests.ranker.dataset import write_dataset
 from tests.ranker.training import config_of, named, not_a_number
 
-# 32 steps an epoch, two epochs; stopped at step 43, in the second: three steps after a checkpoint.
+# 32 steps per epoch, two epochs; stopped at step 43, in the second: three steps after a checkpoint.
 TRAINING = {"epochs": 2, "checkpoint_every": 8, "log_every": 3}
 STOP = 43
 
 
 class Stopped(Exception):
-    """What ends a training here."""
+    """Raised to stop a training."""
 
 
 @contextmanager
 def stopping(steps: int | None = None) -> Iterator[None]:
-    """End trainings (of so many steps) as they come to a step, on every rank."""
+    """Stop trainings at step `STOP` on every rank; with `steps`, only trainings of that many steps."""
     kept = sidestack.ranker.trainer.learning_rates
 
     def rates(training: Any, step: int, total: int) -> tuple[float, float]:
@@ -70,7 +70,7 @@ def train_ranker(
     profile: int = 0,
     **training: Any,
 ) -> None:
-    """Run the stage's body and commit it, as its main program would."""
+    """Run the stage's body and commit its output, as its main program does."""
     config = config_of(arm, training={**TRAINING, **training}, holdout=holdout or {}, model=dict(model or {}))
     inputs = {"dataset": dataset} if start is None else {"dataset": dataset, "start": start}
     facts: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def train_ranker(
 
 
 def both_ways(world: World, dataset: Path, folder: Path, kept: list[int], training: dict[str, Any]) -> None:
-    """Train with a stop, after which some checkpoints are there, and without."""
+    """Train with a stop that leaves the checkpoints of the steps `kept`, and without a stop."""
     with stopping():
         train_ranker(world, dataset, folder / "resumed", **training)
     assert not (folder / "resumed").exists()
@@ -106,7 +106,7 @@ def finish_both(world: World, dataset: Path, folder: Path) -> None:
         train_ranker(world, dataset, folder / name)
 
 
-def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(
+def test_no_checkpoint_is_written_after_a_non_finite_loss(
     world: World, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sidestack.ranker.blocks.DenseBlock.forward", not_a_number)
@@ -116,7 +116,7 @@ def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(
 
 
 def weights(out: Path) -> dict[str, Tensor]:
-    """Return all weights and optimizer states of a finished training, shards put together."""
+    """Return all weights and optimizer states of a finished training, assembled from their shards."""
     whole = load_file(out / FOLDER / SHARED_FILE)
     parts: dict[str, list[tuple[list[int], Tensor]]] = {}
     for file in (out / FOLDER / SHARDS_FOLDER).iterdir():
@@ -124,7 +124,7 @@ def weights(out: Path) -> dict[str, Tensor]:
             name, _, offset = key.rpartition("@")
             parts.setdefault(name, []).append(([int(at) for at in offset.split(",")], part))
     for name, found in parts.items():
-        assert all(offset[1:] == [0] * (part.dim() - 1) for offset, part in found)  # rows are whole
+        assert all(offset[1:] == [0] * (part.dim() - 1) for offset, part in found)  # shards hold whole rows
         whole[name] = torch.cat([part for _, part in sorted(found, key=lambda one: one[0])])
     return whole
 
@@ -152,12 +152,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (1, [32, 40], {}),
         (2, [32, 40], {}),
         pytest.param(4, [32, 40], {}, marks=pytest.mark.slow),
-        # The weights are averaged from step 33 on; the tables are restarted after step 32, where the second begins.
+        # The weights are averaged from step 33 on; tables restart after step 32, where the second epoch begins.
         (2, [32, 40], {"restart_tables": True, "average_share": 0.5}),
         (1, [32], {"restart_tables": True, "average_share": 0.5, "checkpoint_every": 32}),
     ],
 )
-def test_a_training_goes_on_bit_for_bit(
+def test_training_resumes_bit_for_bit(
     dataset: Path, tmp_path: Path, ranks: int, kept: list[int], training: dict[str, Any]
 ) -> None:
     run_distributed(both_ways, dataset, tmp_path, kept, training, world_size=ranks)
@@ -176,18 +176,19 @@ def test_a_training_goes_on_bit_for_bit(
     assert list(tmp_path.glob("*.checkpoint")) == []
 
 
-def test_another_number_of_ranks_goes_on_to_the_same_numbers(dataset: Path, tmp_path: Path) -> None:
+def test_checkpoint_resumes_on_another_number_of_ranks_to_close_weights(dataset: Path, tmp_path: Path) -> None:
     run_distributed(stopped, dataset, tmp_path / "moved", world_size=2)
     run_distributed(finish_both, dataset, tmp_path, world_size=1)
     ours, theirs = weights(tmp_path / "moved"), weights(tmp_path / "whole")
     assert ours.keys() == theirs.keys()
-    for name in theirs:  # sums in another order; tables start within 1e-2, so one that began anew is seen
+    # The order of sums differs. Initial values lie within 1e-2, so that a restarted table would be detected.
+    for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=named(name))
     assert summary(tmp_path / "moved")["resumed_from_step"] == 40
 
 
 def other_work(world: World, dataset: Path, out: Path) -> tuple[str, str]:
-    """Stop a training, and start others in its place."""
+    """Stop a training, then train with other settings in its place; return the errors."""
     stopped(world, dataset, out)
     messages = []
     for changes in ({"sparse_learning_rate": 0.01}, {"checkpoint_every": 0}):
@@ -206,19 +207,21 @@ def test_a_checkpoint_of_other_work_is_refused_and_kept(dataset: Path, tmp_path:
     assert kept_checkpoints(tmp_path / "out") == ["step-000000000032", "step-000000000040"]
 
 
-def both_ways_asked(world: World, dataset: Path, folder: Path, where: str, training: dict[str, Any]) -> int:
-    """Train with a request to stop, which one rank gets at some place, and without; return the step that was saved."""
+def train_with_and_without_request(
+    world: World, dataset: Path, folder: Path, where: str, training: dict[str, Any]
+) -> int:
+    """Train with a request to stop one rank at some place, and without; return the step that was saved."""
     place = {"train": "sidestack.ranker.trainer.learning_rates", "predict": "sidestack.ranker.train.predict",
              "measure": "sidestack.ranker.validation.measure_ne"}[where]  # fmt: skip
     kept = pkgutil.resolve_name(place)
 
-    def asked(*args: Any) -> Any:
+    def with_request(*args: Any) -> Any:
         if world.is_main and (where != "train" or args[1] == STOP):
             world.state.ask_to_stop("SIGTERM")
         return kept(*args)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(place, asked)
+    patch.setattr(place, with_request)
     with pytest.raises(PreemptedError, match="preempted at step") as stop:
         train_ranker(world, dataset, folder / "resumed", **training)
     patch.undo()
@@ -237,12 +240,12 @@ def both_ways_asked(world: World, dataset: Path, folder: Path, where: str, train
         ("measure", (24, 24), {"epochs": 3, "validation_days": 1}),
     ],
 )
-def test_a_request_to_stop_one_rank_saves_one_step_of_all(
+def test_stop_request_to_one_rank_saves_the_same_step_on_all(
     dataset: Path, tmp_path: Path, where: str, steps: tuple[int, int], training: dict[str, Any]
 ) -> None:
-    # A checkpoint by the hundred steps: the one that is resumed from is the request's.
+    # With a checkpoint every 100 steps, the one that the training resumes from is that of the request.
     changes = {**training, "checkpoint_every": 100}
-    saved, same = run_distributed(both_ways_asked, dataset, tmp_path, where, changes, world_size=2)
+    saved, same = run_distributed(train_with_and_without_request, dataset, tmp_path, where, changes, world_size=2)
     assert saved == same
     assert steps[0] <= saved <= steps[1]
     resumed, whole = tmp_path / "resumed", tmp_path / "whole"

@@ -1,4 +1,4 @@
-"""Dense features are standardized by moments of the training rows, against numpy's over all of them at once."""
+"""Dense features are standardized by moments of the training rows, compared with numpy's over all rows at once."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from tests.ranker.dataset import SPEC, write_dataset
 from tests.ranker.training import ONE, config_of
 
 
-def test_moments_of_parts_are_those_of_all_rows() -> None:
+def test_moments_of_parts_equal_those_of_all_rows() -> None:
     values_NF = np.random.default_rng(0).normal(1e4, [1e-3, 1, 50], (1000, 3))
     moments = Moments(3)
     for part in np.split(values_NF, [1, 300, 301]):
         moments.add(part)
     assert moments.mean_F == pytest.approx(values_NF.mean(0))
-    assert 1 / moments.scale() == pytest.approx([1, *values_NF.std(0)[1:]])  # the first varies too little to tell
+    assert 1 / moments.scale() == pytest.approx([1, *values_NF.std(0)[1:]])  # the first varies too little
 
 
 def test_a_constant_feature_is_not_scaled() -> None:
@@ -53,7 +53,7 @@ def test_a_dataset_without_dense_features_has_no_moments(tmp_path: Path) -> None
     assert dense_moments(Split(SPEC.train, dataset, features), ONE) is None
 
 
-def test_the_block_sees_standard_features_within_bounds() -> None:
+def test_dense_block_receives_standardized_and_clamped_features() -> None:
     model = ModelConfig(embedding_dim=4, dense_outputs=1, dense_hidden=8)
     moments_2F = torch.tensor([[2.0, -1.0], [0.5, 4.0]])
     block, plain = DenseBlock(2, model, moments_2F), DenseBlock(2, model)

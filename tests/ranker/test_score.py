@@ -1,4 +1,4 @@
-"""Stage `score`: every row's probabilities, training's own on the rows that it predicted; kept where a run broke."""
+"""Stage `score`: the probabilities of every row equal those of the training, and an interrupted run resumes."""
 
 import shutil
 from datetime import date
@@ -26,7 +26,7 @@ from tests.ranker.dataset import SID, SPEC, all_days, write_dataset
 from tests.ranker.test_resume import predictions, summary, train_ranker
 
 ROWS = 100
-"""Of a date."""
+"""Rows per date."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def model(world: World, dataset: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def run_score(world: World, model: Path, dataset: Path, out: Path, **config: Any) -> None:
-    """Run the stage's body and commit it, as its main program would."""
+    """Run the stage's body and commit its output, as its main program does."""
     settings = ScoreConfig(**{"part_rows": 2 * ROWS, **config})
     checkpoints = Checkpoints(out.with_name(f"{out.name}.checkpoint"), world, "score", {"inputs": str(model)}, settings)
     with committing(out, world, stage="score") as staging:
@@ -58,9 +58,7 @@ def on_test_dates(scored: pa.Table) -> pa.Table:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_probabilities_are_those_of_the_training_itself(
-    model: Path, dataset: Path, tmp_path: Path, world_size: int
-) -> None:
+def test_probabilities_equal_those_of_the_training(model: Path, dataset: Path, tmp_path: Path, world_size: int) -> None:
     run_distributed(run_score, model, dataset, tmp_path / "out", world_size=world_size)
     verify(tmp_path / "out")
     found, expected = predictions(tmp_path / "out"), predictions(model)
@@ -73,7 +71,7 @@ def test_probabilities_are_those_of_the_training_itself(
     assert not (tmp_path / "out.checkpoint").exists()
 
 
-def test_a_run_that_broke_goes_on_with_the_part_it_was_in(
+def test_interrupted_run_resumes_with_the_unfinished_part(
     world: World, model: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -98,7 +96,7 @@ def test_a_run_that_broke_goes_on_with_the_part_it_was_in(
     assert predictions(tmp_path / "out").equals(predictions(tmp_path / "whole"))
 
 
-def test_parts_of_other_work_are_scored_again(
+def test_parts_of_another_model_are_scored_again(
     world: World, model: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_ranker(world, dataset, tmp_path / "other", "side", epochs=1, seed=5)
@@ -134,7 +132,7 @@ def without_sids(folder: Path) -> Path:
         (without_sids, SpecError, "has no SIDs 'sid', which the ranker takes"),
     ],
 )
-def test_a_snapshot_that_does_not_fit_is_refused(
+def test_snapshot_with_other_sids_or_without_sids_is_refused(
     world: World, model: Path, tmp_path: Path, other: Any, error: type[SidestackError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -151,7 +149,7 @@ def test_an_altered_model_is_refused(model: Path, tmp_path: Path) -> None:
         verify(tmp_path / "model")  # what the stage's main program does first, on every input
 
 
-def test_options_stand_for_inputs() -> None:
+def test_model_and_dataset_options_become_inputs() -> None:
     words = ["--model", "a", "--out", "c", "--dataset=b", "--set", "score.part_rows=3"]
     found = with_inputs(words, ("model", "dataset"))
     assert found == ["--input", "model=a", "--out", "c", "--input", "dataset=b", "--set", "score.part_rows=3"]

@@ -1,4 +1,4 @@
-"""SIDE against a slow, readable reference, and against the codec."""
+"""SIDE, compared with a slow, readable reference and with the codec."""
 
 import pytest
 import torch
@@ -27,13 +27,13 @@ def spec_of(levels: int, digits: int, packing: Packing = "mixed_radix", steps: t
 
 
 def slow_unpack(sid: int, levels: int, digits: int) -> list[float]:
-    """Return the centred digits of one id, the first the most significant: the notes' formula, as written."""
+    """Return the centred digits of one id, the most significant first, by the formula of the notes."""
     return [float(sid // levels ** (digits - 1 - i) % levels) - (levels - 1) / 2 for i in range(digits)]
 
 
 @settings(max_examples=60)
 @given(st.integers(2, 70), st.integers(1, 63), st.data())
-def test_unpacks_like_the_readable_reference(levels: int, digits: int, data: st.DataObject) -> None:
+def test_unpacked_digits_match_the_slow_reference(levels: int, digits: int, data: st.DataObject) -> None:
     digits = min(digits, max_digits(levels))
     ids = data.draw(st.lists(st.integers(0, levels**digits - 1), min_size=1, max_size=5))
     sids_NC = torch.tensor(ids).unsqueeze(1)
@@ -44,7 +44,9 @@ def test_unpacks_like_the_readable_reference(levels: int, digits: int, data: st.
 
 @pytest.mark.parametrize("packing", ["mixed_radix", "paper_eq5"])
 @pytest.mark.parametrize(("levels", "digits"), [(3, 15), (4, 45), (64, 12), (2, 70)])
-def test_agrees_with_the_codec_also_over_several_columns(packing: Packing, levels: int, digits: int) -> None:
+def test_unpacked_digits_match_the_codec_over_one_or_several_columns(
+    packing: Packing, levels: int, digits: int
+) -> None:
     spec = spec_of(levels, digits, packing)
     digits_ND = torch.randint(0, levels, (50, digits), generator=torch.Generator().manual_seed(0))
     sids_NC = spec.pack(digits_ND)
@@ -52,7 +54,7 @@ def test_agrees_with_the_codec_also_over_several_columns(packing: Packing, level
     torch.testing.assert_close(h_Nt, spec.unpack(sids_NC).float() - spec.centre)
 
 
-def test_multiplies_by_the_recorded_steps_over_their_mean_when_asked() -> None:
+def test_digits_are_scaled_by_the_steps_over_their_mean_when_configured() -> None:
     spec = spec_of(3, 3, steps=(8.0, 4.0, 0.0))
     sids_NC, known_N = spec.pack(torch.tensor([[0, 1, 2], [2, 2, 2]])), torch.ones(2, dtype=torch.bool)
     assert SidUnpack(spec, scale_steps=True)(sids_NC, known_N).tolist() == [[-2.0, 0.0, 0.0], [2.0, 1.0, 0.0]]
@@ -60,7 +62,7 @@ def test_multiplies_by_the_recorded_steps_over_their_mean_when_asked() -> None:
 
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
-def test_unpacks_what_the_encoder_decodes_up_to_its_directions(bound: Bound) -> None:
+def test_unpacked_digits_match_the_decoder_up_to_its_directions(bound: Bound) -> None:
     quantizer = StructuredConfig(levels=8, groups=2, depth=2, group_dim=3, bound=bound).build()
     quantizer.start(torch.randn(500, 6, generator=torch.Generator().manual_seed(0)), torch.Generator())
     spec, book = quantizer.sid_spec("00"), quantizer.codebook()
@@ -100,8 +102,8 @@ def test_more_values_than_a_lookup_holds_are_refused() -> None:
         CodewordUnpack(spec, torch.zeros(2, 2**14, 4))
 
 
-def test_many_ids_of_which_some_are_null() -> None:
-    """More than are unpacked at a time, nulls holding what the columns' nulls hold."""
+def test_null_ids_among_many_give_zeros() -> None:
+    """There are more ids than are unpacked at a time; null ids hold -1."""
     spec = spec_of(3, 15)
     ids_N = torch.randint(3**15, (40_000,), generator=torch.Generator().manual_seed(0))
     known_N = torch.arange(40_000) % 7 > 0
@@ -112,7 +114,7 @@ def test_many_ids_of_which_some_are_null() -> None:
     assert bool((h_Nt[~known_N] == 0).all())
 
 
-def test_owns_omega_and_nothing_else() -> None:
+def test_side_has_no_weights_but_omega() -> None:
     features = arm_features(SPEC, config_with({"item": "side", "history": "side"}), SIDS)
     content = HistoryContent(features.history, ModelConfig(embedding_dim=32), ModelConstants())
     assert {name: tuple(value.shape) for name, value in content.state_dict().items()} == {"omega": (6, 32)}

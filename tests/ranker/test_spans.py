@@ -1,4 +1,4 @@
-"""Trainings whose tasks learn, and are measured on, dates of their own: a label counts there and nowhere else."""
+"""Trainings whose tasks are trained and measured on dates of their own: a label counts only there."""
 
 from datetime import date, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.ranker.test_resume import predictions, summary, train_ranker
 from tests.ranker.training import ONE, config_of
 
 ROWS = 128
-"""Of a date."""
+"""Rows per date."""
 DAYS = [SPEC.train[0] + timedelta(days=n) for n in range(6)]
 HOLDOUT: dict[str, Any] = {
     "kind": "dates",
@@ -46,7 +46,7 @@ def test_spans_name_the_tasks_of_every_date(dates: Dates, labels: dict[str, Date
     for (first, last), tasks in spans_of(dates, labels):
         assert first <= last
         for n in range((last - first).days + 1):
-            assert found.setdefault(first + timedelta(days=n), tasks) is tasks, "a date is of one span"
+            assert found.setdefault(first + timedelta(days=n), tasks) is tasks, "a date belongs to one span"
     expected = {}
     for n in range(30):
         day = date(2024, 2, 15) + timedelta(days=n)
@@ -58,7 +58,7 @@ def test_spans_name_the_tasks_of_every_date(dates: Dates, labels: dict[str, Date
 
 
 def weights_by_day(split: Split) -> dict[date, tuple[float, float]]:
-    """Return how many labels of click and conversion the model is told count, by date."""
+    """Return the sums of the label weights of click and conversion, by date."""
     config = config_of("none", training={"batch_size": 32, "lanes": 1})
     reader = split.open(config.training, ONE, is_training=False)
     found: dict[date, tuple[float, float]] = {}
@@ -71,7 +71,7 @@ def weights_by_day(split: Split) -> dict[date, tuple[float, float]]:
     return found
 
 
-def test_the_model_is_told_which_labels_count(dataset: Path) -> None:
+def test_label_weights_follow_the_dates_of_each_task(dataset: Path) -> None:
     opened = read_dataset(dataset)
     config = config_of("none", holdout=HOLDOUT)
     fitting, held_out = open_splits(opened, config)
@@ -86,7 +86,7 @@ def test_the_model_is_told_which_labels_count(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_training_learns_and_predicts_those_dates_alone(dataset: Path, tmp_path: Path, world_size: int) -> None:
+def test_training_uses_and_predicts_only_the_dates_of_each_task(dataset: Path, tmp_path: Path, world_size: int) -> None:
     out = tmp_path / "out"
     run_distributed(train_ranker, dataset, out, "none", None, HOLDOUT, world_size=world_size)
     found = predictions(out)
@@ -96,20 +96,20 @@ def test_a_training_learns_and_predicts_those_dates_alone(dataset: Path, tmp_pat
     assert {one for one, label in zip(day, found["conversion"].to_pylist(), strict=True) if label is not None} == {
         DAYS[1]
     }
-    told = summary(out)
-    assert told["tasks"]["click"]["num"] == ROWS
-    assert told["budget"]["rows"] == 3 * ROWS
-    assert told["labels"]["train"]["conversion"] == [str(DAYS[0]), str(DAYS[0])]
+    report = summary(out)
+    assert report["tasks"]["click"]["num"] == ROWS
+    assert report["budget"]["rows"] == 3 * ROWS
+    assert report["labels"]["train"]["conversion"] == [str(DAYS[0]), str(DAYS[0])]
 
 
-def test_a_task_that_does_not_count_leaves_its_loss_out(dataset: Path, tmp_path: Path, world: World) -> None:
-    """What a training without conversions does to clicks is what one with them on other dates alone does not change."""
+def test_task_without_dates_is_neither_trained_nor_measured(dataset: Path, tmp_path: Path, world: World) -> None:
+    """Only clicks have dates; rows of conversion dates are not read."""
     click = {"click": HOLDOUT["learned"]["click"]}
     measured = {"click": HOLDOUT["measured"]["click"]}
     train_ranker(world, dataset, tmp_path / "out", "none", holdout={**HOLDOUT, "learned": click, "measured": measured})
-    told = summary(tmp_path / "out")
-    assert told["tasks"]["conversion"]["num"] == 0
-    assert told["budget"]["rows"] == 2 * ROWS
+    report = summary(tmp_path / "out")
+    assert report["tasks"]["conversion"]["num"] == 0
+    assert report["budget"]["rows"] == 2 * ROWS
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_task_that_does_not_count_leaves_its_loss_out(dataset: Path, tmp_path:
         ({"measured": {"click": [DAYS[4], DAYS[5]]}}, "2024-01-05 is not after the last date learned, 2024-01-05"),
     ],
 )
-def test_dates_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
+def test_invalid_dates_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(HoldoutConfig, {**HOLDOUT, **change}, "test")
 

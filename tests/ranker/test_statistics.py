@@ -1,4 +1,4 @@
-"""The metrics of one arm, each against a slow reference or a law it must keep, in batches cut anywhere."""
+"""The metrics of one arm, each compared with a slow reference or a known property, in batches cut anywhere."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ Integers = NDArray[np.int64]
 
 
 def feed(tally: Any, users: Any, labels: Any, scores: Any, order_N: Integers, batch: int = 3) -> None:
-    """Hand rows over in an order, in batches of growing size."""
+    """Add rows to a tally in this order, in batches of growing size."""
     users_N, place_N = np.unique(np.asarray(users, np.int64), return_inverse=True)
     labels_N, scores_N = np.asarray(labels, np.int8), np.asarray(scores, np.float64)
     start = 0
@@ -31,7 +31,7 @@ def feed(tally: Any, users: Any, labels: Any, scores: Any, order_N: Integers, ba
 
 
 def measured(metric: Metric, labels: Any, scores: Any, users: Any = None, batch: int = 3) -> Measure:
-    """Measure rows of some users, by default of one."""
+    """Measure a metric on rows of some users, by default of one."""
     users = np.zeros(len(labels), np.int64) if users is None else np.asarray(users, np.int64)
     keys = {"row": (np.zeros(len(users)),), "score": (scores,), "user": (scores, users)}[metric.order]
     tally = metric.tally(len(np.unique(users)))
@@ -78,7 +78,7 @@ def test_metrics_equal_the_slow_reference(rows: Labelled) -> None:
     assert measured(CALIBRATION, labels_N, scores_N).value == pytest.approx(predicted / positives)
 
 
-def test_ne_equals_torchrecs() -> None:
+def test_ne_equals_that_of_torchrec() -> None:
     from torchrec.metrics.ne import compute_ne, get_ne_states
 
     rng = np.random.default_rng(0)
@@ -102,7 +102,7 @@ def test_without_both_labels_ne_and_auc_are_undefined(labels: list[int]) -> None
     assert found[AUC].parts_U.tolist() == [0.0] * min(len(labels), 1)  # one user, or none
 
 
-def test_a_sure_and_wrong_prediction_costs_a_finite_loss() -> None:
+def test_certain_and_wrong_prediction_has_a_finite_loss() -> None:
     losses_N = log_loss(np.array([1, 0]), np.array([0.0, 1.0], np.float32))
     assert losses_N == pytest.approx([-math.log(statistics.EPSILON)] * 2, rel=1e-4)
 
@@ -138,7 +138,7 @@ def test_gauc_weighs_users_by_rows_and_leaves_out_those_of_one_label() -> None:
 
 
 def slow_weighted_auc(rows: Users, weight_of: dict[int, complex]) -> complex:
-    """Return AUC where a row counts as often as its user weighs."""
+    """Return AUC with every row weighted by the weight of its user."""
     ups = [(weight_of[user], score) for user, label, score in rows if label]
     downs = [(weight_of[user], score) for user, label, score in rows if not label]
     won = sum(w * v * ((up > down) + 0.5 * (up == down)) for w, up in ups for v, down in downs)
@@ -152,7 +152,7 @@ def test_auc_influence_is_the_derivative_by_a_users_weight(rows: Users) -> None:
     found = measured(AUC, labels, scores, users)
     assert found.value is not None
     found_U = found.parts_U - found.value / len(known)
-    # A step into the imaginary gives the derivative without a difference of near numbers.
+    # A complex step gives the derivative without cancellation.
     ones: dict[int, complex] = dict.fromkeys(known.tolist(), 1.0)
     expected = [slow_weighted_auc(rows, {**ones, user: 1.0 + 1e-20j}).imag / 1e-20 for user in known.tolist()]
     assert found_U == pytest.approx(expected, abs=1e-12)
@@ -160,7 +160,7 @@ def test_auc_influence_is_the_derivative_by_a_users_weight(rows: Users) -> None:
 
 
 @pytest.mark.parametrize("decimals", [1, 6], ids=["ties", "no ties"])
-def test_auc_to_first_order_deviates_over_users_as_auc_does(decimals: int) -> None:
+def test_first_order_auc_has_the_deviation_over_users_of_auc(decimals: int) -> None:
     rng = np.random.default_rng(8)
     users_N = np.concatenate([np.arange(60), rng.integers(0, 60, 900)])
     logit_N = rng.normal(-1.0, 1.0, 960) + rng.normal(0.0, 0.8, 60)[users_N]
@@ -184,7 +184,7 @@ def deciles(labels: Any, scores: Any, batch: int = 3) -> tuple[Decile, ...]:
     return tally.deciles()
 
 
-def test_deciles_hold_prediction_against_outcome() -> None:
+def test_deciles_compare_prediction_with_outcome() -> None:
     rng = np.random.default_rng(5)
     scores_N = rng.random(1003).astype(np.float32)
     labels_N = (rng.random(1003) < scores_N**2).astype(np.int8)
@@ -202,7 +202,7 @@ def test_deciles_hold_prediction_against_outcome() -> None:
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 6], ids=["one tie", "ties", "no ties"])
-def test_batches_give_what_all_rows_at_once_give_and_their_cuts_do_not_show(decimals: int) -> None:
+def test_batches_give_the_results_of_all_rows_at_once_wherever_they_are_cut(decimals: int) -> None:
     rng = np.random.default_rng(decimals)
     users_N, labels_N = rng.integers(0, 40, 2000), (rng.random(2000) < 0.3).astype(np.int8)
     scores_N = 0.1 + np.round(rng.random(2000) * 0.4, decimals)
@@ -228,7 +228,7 @@ def test_batches_give_what_all_rows_at_once_give_and_their_cuts_do_not_show(deci
     assert deciles(labels_N, scores_N, 1) == deciles(labels_N, scores_N, 700)
 
 
-def test_one_tie_of_many_batches_is_held_by_user_and_not_by_row() -> None:
+def test_tie_over_many_batches_is_stored_per_user_and_not_per_row() -> None:
     tally = statistics.AucTally(5)
     users_N, labels_N = np.arange(1000) % 5, (np.arange(1000) % 3 == 0).astype(np.int8)
     feed(tally, users_N, labels_N, np.full(1000, 0.1), np.arange(1000))
@@ -244,7 +244,7 @@ def test_one_tie_of_many_batches_is_held_by_user_and_not_by_row() -> None:
         ((0.0284, 0.0124), 0.33, (0.0100, 0.0067), 7.40),  # Table 5: SIDE against SID, VQ fusion
     ],
 )
-def test_roi_gives_the_papers_tables(
+def test_roi_reproduces_the_tables_of_the_paper(
     gains: tuple[float, float], cost: float, baseline_gains: tuple[float, float], times: float
 ) -> None:
     mine, baseline = return_on_investment(gains, cost), return_on_investment(baseline_gains, 1.0)

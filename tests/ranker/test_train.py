@@ -1,6 +1,5 @@
-"""The stage from end to end on one rank: what it writes, what it reports, and how it refuses."""
+"""The ranker's stage from end to end on one rank: predictions, summary, plan, history and saved model."""
 
-import errno
 import json
 import os
 import subprocess
@@ -18,52 +17,36 @@ import pyarrow.parquet as pq
 import pytest
 
 import sidestack.infra.parquet
-import sidestack.ranker.predict
 from sidestack.infra.commit import committing
 from sidestack.infra.distributed import World
-from sidestack.infra.errors import CommitError, DataError, StageError, TrainingError
 from sidestack.infra.footer import read_footer
 from sidestack.infra.manifest import read_manifest, verify
-from sidestack.infra.parquet_writer import TableWriter
 from sidestack.infra.snapshot import read_dataset
-from sidestack.infra.stage import StageRun
 from sidestack.infra.tables import TaskSpec, ancestors
 from sidestack.infra.tracking import RunLog
 from sidestack.ranker import throughput
 from sidestack.ranker.bundle import FOLDER, read_bundle
-from sidestack.ranker.config import RankerConfig
 from sidestack.ranker.constants import read_constants
 from sidestack.ranker.cost import column_cost
 from sidestack.ranker.fit import start_model
-from sidestack.ranker.loss_check import NonFiniteLossError
 from sidestack.ranker.metrics import prediction_metrics, prediction_schema
 from sidestack.ranker.planner import Traffic
-from sidestack.ranker.predict import predict, prediction_table
+from sidestack.ranker.predict import predict
 from sidestack.ranker.preparation import open_splits
-from sidestack.ranker.train import train
 from sidestack.ranker.trainer import learning_rates
 from tests.datasets import joined, write_snapshot_of
 from tests.distributed import run_distributed
 from tests.noted import noted
 from tests.ranker.dataset import CHAIN, ONE_TASK, SIDS, SPEC, TWO_ROOTS, all_days, write_dataset
-from tests.ranker.training import ONE, config_of, not_a_number, run_steps
+from tests.ranker.stage import ROWS_A_DAY, run_stage_body, summary_of
+from tests.ranker.training import ONE, config_of
 
 ARMS = ("none", "sid_ngram", "side")
-ROWS_A_DAY = 250  # no multiple of the batch: the last test batches are padded
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("train") / "dataset", rows_a_day=ROWS_A_DAY)
-
-
-def run_stage_body(world: World, dataset: Path, out: Path, config: RankerConfig) -> StageRun[RankerConfig]:
-    out.mkdir(parents=True, exist_ok=True)
-    log = RunLog.open(world.rank, "ranker", out, config.model_dump(mode="json"), {}, "", None)
-    run = StageRun(config, {"dataset": dataset}, out, world, log)
-    train(run)
-    log.finish("FINISHED")
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +55,15 @@ def outputs(world: World, dataset: Path, tmp_path_factory: pytest.TempPathFactor
     return {arm: run_stage_body(world, dataset, folder / arm, config_of(arm)).out for arm in ARMS}
 
 
-def summary_of(out: Path) -> dict[str, Any]:
-    return json.loads((out / "summary.json").read_text())
-
-
 @pytest.mark.parametrize("arm", ARMS)
-def test_predicts_every_test_row_once_with_its_labels(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
+def test_every_test_row_is_predicted_once_with_its_labels(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
     found = pq.read_table(outputs[arm] / "predictions").sort_by("row")
     assert found.schema.equals(prediction_schema(SPEC.tasks))
     events = joined(dataset, None, *SPEC.test)
     assert found["row"].to_pylist() == list(range(2 * ROWS_A_DAY))
     for name in ("user_id", "item_id", "event_time", "click"):
         assert found[name].to_pylist() == events[name].to_pylist()
-    # Only clicks have a conversion to be judged.
+    # Conversions are judged only after a click.
     pairs = zip(events["click"].to_pylist(), events["conversion"].to_pylist(), strict=True)
     assert found["conversion"].to_pylist() == [label if click else None for click, label in pairs]
     assert ((found["p_click"].to_numpy() > 0) & (found["p_click"].to_numpy() < 1)).all()
@@ -110,42 +89,25 @@ def test_other_tasks_are_trained_predicted_and_measured(
     lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert {f"train_{task}_{what}" for task in tasks for what in ("ne", "loss")} < set(lines[0])
     assert {f"test_{task}_ne" for task in tasks} <= set(lines[-1])
-    said = capfd.readouterr().err
-    assert all(f"test_{task}_auc" in said for task in tasks)
+    printed = capfd.readouterr().err
+    assert all(f"test_{task}_auc" in printed for task in tasks)
     is_skipped = children == "entire_space" and tasks is ONE_TASK
-    assert ("children=entire_space changes nothing: no task of the dataset has a parent" in said) == is_skipped
+    assert ("children=entire_space changes nothing: no task of the dataset has a parent" in printed) == is_skipped
 
 
 def train_on_each(world: World, dataset: Path, out: Path) -> None:
     run_stage_body(world, dataset, out, config_of("none", sharding={"types": ["table_wise"]}))
 
 
-def test_a_rank_without_a_sequence_table_predicts_too(dataset: Path, outputs: dict[str, Path], tmp_path: Path) -> None:
+def test_rank_without_a_sequence_table_predicts_all_rows(
+    dataset: Path, outputs: dict[str, Path], tmp_path: Path
+) -> None:
     run_distributed(train_on_each, dataset, tmp_path / "out", world_size=2)
     assert len(json.loads((tmp_path / "out/plan.json").read_text())["real_bytes"]["t_history_item_ids"]) == 1
     one, two = (pq.read_table(out / "predictions").sort_by("row") for out in (outputs["none"], tmp_path / "out"))
     assert two["row"].equals(one["row"])
     flops = [summary_of(out)["flops_per_sample"] for out in (outputs["none"], tmp_path / "out")]
-    assert flops[1] == pytest.approx(flops[0], rel=0.1)  # of the first rank's rows
-
-
-def test_a_held_out_split_without_a_row_is_refused_before_the_training(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = write_dataset(tmp_path / "plain", rows_a_day=64)
-    given = {day: joined(plain, None, day, day).slice(0, 0 if day >= SPEC.test[0] else 64) for day in all_days()}
-    path = write_snapshot_of(tmp_path / "dataset", SPEC, [], [], given, SIDS.values())
-    monkeypatch.setattr("sidestack.ranker.train.fit", lambda *_: pytest.fail("has trained"))
-    with pytest.raises(DataError, match="0 rows in 8 lanes: not one batch of 64"):
-        run_stage_body(world, path, tmp_path / "out", config_of("none"))
-
-
-def test_a_split_without_a_date_is_refused_before_the_training(world: World, tmp_path: Path) -> None:
-    plain = write_dataset(tmp_path / "plain", rows_a_day=64)
-    given = {day: joined(plain, None, day, day) for day in all_days() if day < SPEC.test[0]}
-    path = write_snapshot_of(tmp_path / "dataset", SPEC, [], [], given, SIDS.values())
-    with pytest.raises(DataError, match="the snapshot has no events from 2024-01-05 to 2024-01-06"):
-        run_stage_body(world, path, tmp_path / "out", config_of("none"))
+    assert flops[1] == pytest.approx(flops[0], rel=0.1)  # counted on the first rank's rows
 
 
 def test_a_label_that_is_null_everywhere_is_trained_and_measured_as_unknown(world: World, tmp_path: Path) -> None:
@@ -170,81 +132,8 @@ def test_a_label_that_is_null_everywhere_is_trained_and_measured_as_unknown(worl
         assert "test_conversion_ne" not in lines[-1]
 
 
-class FullDisk(TableWriter):
-    """A writer whose disk has no space for the end of the file."""
-
-    def _close(self) -> None:
-        raise OSError(errno.ENOSPC, "no space")
-
-
-def failed_predictions(world: World, dataset: Path, out: Path) -> list[str]:
-    """Let the last rank leave out rows, then let its disk be full, and return both errors."""
-    errors = []
-    faults = {"prediction_table": lambda *args: prediction_table(*args).slice(1), "TableWriter": FullDisk}
-    for name, wrong in faults.items():
-        whole = getattr(sidestack.ranker.predict, name)
-        setattr(sidestack.ranker.predict, name, wrong if world.rank == world.size - 1 else whole)
-        try:
-            run_stage_body(world, dataset, out / name, config_of("none"))
-        except (DataError, StageError, TrainingError) as error:
-            errors.append(str(error))
-        finally:
-            setattr(sidestack.ranker.predict, name, whole)
-    return errors
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_predictions_that_lack_rows_or_cannot_be_written_fail_on_every_rank(
-    dataset: Path, tmp_path: Path, ranks: int
-) -> None:
-    errors = run_distributed(failed_predictions, dataset, tmp_path / "out", world_size=ranks)
-    batches = 2 * ROWS_A_DAY // 64 + 1  # of each, one row is lacking
-    rule = f"predictions: {2 * ROWS_A_DAY - batches} rows were predicted, the held-out dates have {2 * ROWS_A_DAY}"
-    full = f"predictions/part-0000{ranks - 1}.parquet: cannot be written: no space left on the disk"
-    assert [(lacking.endswith(rule), writing.endswith(full)) for lacking, writing in errors] == [(True, True)] * ranks
-
-
-def refusal_of_altered(world: World, altered: Path, out: Path) -> list[str]:
-    """Try arms that read the SIDs and one that does not, and return what became of each."""
-    found = []
-    for arm in ("side", "dense", "none"):
-        try:
-            run_stage_body(world, altered, out / arm, config_of(arm))
-            found.append("trained")
-        except (CommitError, StageError) as error:
-            found.append(str(error))
-        steps = (out / arm / "history.jsonl").exists() and (out / arm / "history.jsonl").read_text()
-        found[-1] += ", after steps" if steps else ""
-    return found
-
-
-def flip_last_byte(file: Path) -> None:
-    """Alter a file behind its manifest's back, its size staying as it is."""
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_an_altered_partition_stops_on_every_rank_the_arms_that_read_it_and_no_other(
-    tmp_path: Path, ranks: int
-) -> None:
-    path = write_dataset(tmp_path / "dataset", rows_a_day=64)
-    dataset = read_dataset(path)
-    (file,) = dataset.files(dataset.snapshot.sids["sid"].table("sid", "requests"), SPEC.test[1], SPEC.test[1])
-    (items,) = dataset.files("items")
-    for altered in (file.path, items.path):
-        flip_last_byte(altered)
-    for errors in run_distributed(refusal_of_altered, path, tmp_path / "out", world_size=ranks):
-        side, dense, none = errors
-        for error, altered in ((side, file.path), (dense, items.path)):
-            assert f"{altered}: SHA-256 " in error and "the file was altered" in error
-            assert not error.endswith("after steps")
-        assert none == "trained, after steps"
-
-
 @pytest.mark.parametrize("arm", ARMS)
-def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
+def test_summary_has_the_measured_values(arm: str, dataset: Path, outputs: dict[str, Path]) -> None:
     summary = summary_of(outputs[arm])
     assert summary["arm"] == arm
     assert summary["tasks"] == prediction_metrics(outputs[arm], tuple(SPEC.tasks))
@@ -260,28 +149,28 @@ def test_the_summary_says_what_was_measured(arm: str, dataset: Path, outputs: di
     assert summary["table_bytes"] - summary["sid_table_bytes"] == (300 + 60 + 5 + 11 + 300) * 8 * 4
 
 
-def test_cut_histories_are_counted_and_told_once(
+def test_cut_histories_are_counted_and_logged_once(
     world: World, dataset: Path, tmp_path: Path, outputs: dict[str, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert summary_of(outputs["side"])["history_entries_cut"] == 0
-    # The paper's model and the options together: what the stage writes is of one kind.
+    # All options of the history at once: the form of the output is the same.
     history = {"max_length": 2, "heads": 2, "encoder_layers": 1, "pooling": "target"}
     training = {"children": "entire_space", "batch_size": 200, "lanes": 8, "epochs": 2}
     config = config_of("side", model={"history": history}, training=training)
     run = run_stage_body(world, dataset, tmp_path / "out", config)
     lengths = [joined(dataset, ["history_times"], day, day)["history_times"].to_pylist() for day in all_days()]
     cut = [sum(max(0, len(row) - 2) for row in rows) for rows in lengths]
-    expected = 2 * sum(cut[:4]) + sum(cut[4:])  # two epochs over four days, and the test once
+    expected = 2 * sum(cut[:4]) + sum(cut[4:])  # two epochs over four days, and the test dates once
     assert summary_of(run.out)["history_entries_cut"] == expected
-    said = [line for line in capfd.readouterr().err.splitlines() if "histories were cut" in line]
-    assert len(said) == 1
-    assert said[0].startswith(f"histories were cut to their newest entries: {expected:,} of ")
+    printed = [line for line in capfd.readouterr().err.splitlines() if "histories were cut" in line]
+    assert len(printed) == 1
+    assert printed[0].startswith(f"histories were cut to their newest entries: {expected:,} of ")
     found = pq.read_table(run.out / "predictions").drop_columns(["p_click", "p_conversion"])
     assert found.equals(pq.read_table(outputs["side"] / "predictions").drop_columns(["p_click", "p_conversion"]))
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_the_plan_is_saved_with_what_it_was_told_expected_and_took(arm: str, outputs: dict[str, Path]) -> None:
+def test_plan_is_saved_with_its_constraints_estimates_and_real_bytes(arm: str, outputs: dict[str, Path]) -> None:
     plan, facts = json.loads((outputs[arm] / "plan.json").read_text()), summary_of(outputs[arm])["plan"]
     assert plan["constraints"].keys() == plan["tables"].keys() == plan["real_bytes"].keys()
     assert plan["constraints"]["t_item_id"] == {
@@ -292,7 +181,7 @@ def test_the_plan_is_saved_with_what_it_was_told_expected_and_took(arm: str, out
     }
     for name, table in plan["tables"].items():
         assert sum(shard["size"][0] for shard in table["shards"]) == table["rows"]
-        # One number a row is RowWiseAdagrad's.
+        # RowWiseAdagrad has one state per row.
         weights = table["rows"] * 8 * 4
         assert plan["real_bytes"][name] == [{"rank": 0, "weight_bytes": weights, "state_bytes": table["rows"] * 4}]
         assert table["shards"][0]["host_bytes"] > weights + table["rows"] * 4
@@ -337,7 +226,7 @@ def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str
     batch = next(testing.open(config.training, ONE, is_training=False).epoch(0))
     lengths_N = pc.list_value_length(batch.rows.column("history_item_ids")).to_numpy()
     rows = len(lengths_N)
-    query = (len(fitting.features.bags) + 1) * d  # ids and the ad's content
+    query = (len(fitting.features.bags) + 1) * d  # ids and the item's content
     width = query + (model.dense_outputs + k) * d
     perceptrons = [
         (2, model.dense_hidden, model.dense_outputs * d), (t, model.content_hidden, d),
@@ -345,7 +234,7 @@ def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str
     ]  # fmt: skip
     a_row = sum(a * b for widths in perceptrons for a, b in pairwise(widths))
     a_row += 2 * model.cross_layers * width * model.cross_rank  # DCNv2: down and up again
-    a_row += query * k * d + k * d * d  # PMA: queries and Theta; its jagged products are no matrix products
+    a_row += query * k * d + k * d * d  # PMA: queries and Theta; its jagged products do not count
     an_entry = 4 * d + t * d  # three recencies and their bias, Omega
     expected = {"side": a_row + an_entry * lengths_N.sum() / rows}
     expected["none"] = expected["side"] - t * d * lengths_N.sum() / rows - t * model.content_hidden
@@ -354,14 +243,14 @@ def test_flops_are_those_of_the_matrix_products(dataset: Path, outputs: dict[str
         assert summary_of(outputs[arm])["flops_per_sample"] == pytest.approx(2 * multiplications)
 
 
-def test_the_learning_curve_is_logged(outputs: dict[str, Path]) -> None:
+def test_learning_curve_is_logged(outputs: dict[str, Path]) -> None:
     lines = [json.loads(line) for line in (outputs["side"] / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train_click_ne" in line] == [8, 15]
     assert {"test_click_ne", "test_conversion_auc"} <= set(lines[-1])
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_the_model_that_is_left_predicts_what_the_stage_predicted(
+def test_saved_model_reproduces_the_predictions_of_the_stage(
     world: World, dataset: Path, outputs: dict[str, Path], tmp_path: Path, arm: str
 ) -> None:
     bundle = read_bundle(outputs[arm] / FOLDER)
@@ -382,20 +271,12 @@ def test_the_model_that_is_left_predicts_what_the_stage_predicted(
     assert any(name.endswith("momentum1") for name in states)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_rows(
-    world: World, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sidestack.ranker.blocks.DenseBlock.forward", not_a_number)
-    with pytest.raises(NonFiniteLossError, match=r"click nan.*batch 0, this rank's 64 rows are in .*row group 0"):
-        run_steps(world, dataset, config_of("none"), 2)
-
-
 def test_a_validation_run_reads_no_test_date(
     world: World, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of("side", holdout={"kind": "validation", "validation_days": 1})
     opened: set[Path] = set()
-    # What reads a file opens it by one of these: with the footer that it knows, or for the footer.
+    # Every reader opens a file by one of these: with a known footer, or to read the footer.
     openers: dict[str, Callable[..., Any]] = {
         "sidestack.infra.parquet.open_parquet": sidestack.infra.parquet.open_parquet
     }
@@ -407,7 +288,7 @@ def test_a_validation_run_reads_no_test_date(
         monkeypatch.setattr(name, noted(lambda path, *_: opened.add(path), whole))
     monkeypatch.setattr("sidestack.infra.snapshot.verify", noted(lambda path: opened.add(path / "any"), verify))
     out = run_stage_body(world, dataset, tmp_path / "out", config).out
-    opened = {file for file in opened if file.is_relative_to(dataset)}  # the run's own predictions are read, too
+    opened = {file for file in opened if file.is_relative_to(dataset)}  # the run also reads its own predictions
     assert {file.parts[-3] for file in opened} == {f"date=2024-01-0{day}" for day in (1, 2, 3, 4)}
     tables = {file.relative_to(dataset / "store").parts[0] for file in opened}
     assert tables == {"requests", "events", "labels", "sids"}
@@ -429,7 +310,7 @@ def test_learning_rates_rise_and_then_fall() -> None:
 
 
 def command(folder: Path, out: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """Run the stage as its users do, in a process of its own."""
+    """Run the stage's command in a process of its own."""
     sets = [part for override in overrides for part in ("--set", override)]
     line: list[str | Path] = [sys.executable, "-m", "sidestack.ranker.train", "--config", folder / "config.yaml", *sets]
     line += ["--input", f"dataset={folder / 'dataset'}", "--out", folder / out]
@@ -437,7 +318,7 @@ def command(folder: Path, out: str, *overrides: str) -> subprocess.CompletedProc
     return subprocess.run(line, capture_output=True, text=True, env=clean, check=False)
 
 
-def test_the_command_commits_once_speaks_briefly_and_refuses_clearly(world: World, tmp_path: Path) -> None:
+def test_command_commits_once_logs_briefly_and_refuses_with_a_reason(world: World, tmp_path: Path) -> None:
     with committing(tmp_path / "dataset", world, stage="materialize") as out:
         write_dataset(out, rows_a_day=128)
     (tmp_path / "config.yaml").write_text(

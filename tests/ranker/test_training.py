@@ -1,4 +1,4 @@
-"""The promises of training: equal for any number of ranks, equal where arms share, and failing together."""
+"""Training gives equal results on any number of ranks, equal starts of weights that arms share, and joint failures."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from tests.ranker.dataset import CHAIN, REQUEST_SPEC, SIDS, SPEC, all_days, writ
 from tests.ranker.training import ARMS as EVERY_ARM
 from tests.ranker.training import Outcome, config_of, named, run_steps
 
-STEPS = 12  # last bits differ between ranks, and what they differ by grows tenfold every few steps
+STEPS = 12  # last bits differ between ranks, and the difference grows tenfold every few steps
 ARMS = tuple(EVERY_ARM)
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "entire_space": {"training": {"children": "entire_space"}},
@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"history": {"heads": 2, "encoder_layers": 1, "pooling": "target", "max_length": 3}},
     },
 }
-"""Settings beside the defaults, laid over arm `side`."""
+"""Settings other than the defaults, applied to arm `side`."""
 CHAINS: dict[str, dict[str, dict[str, Any]]] = {
     "chain": {"training": {"task_weights": {"cart": 1.5}}},
     "chain_entire_space": {"training": {"children": "entire_space"}},
@@ -41,7 +41,7 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
     "requests": {"training": {"rows_per_request": 5}},
     "requests_history": {"training": {"rows_per_request": 3}, **VARIANTS["history"]},
 }
-"""Settings of trainings of arm `sid_ngram` on requests of 5 rows; ranks have unequally many of them in a batch."""
+"""Settings of trainings of arm `sid_ngram` on requests of 5 rows; ranks have different numbers of them in a batch."""
 TRAININGS = (*ARMS, *VARIANTS, *CHAINS, *REQUESTS)
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
@@ -66,7 +66,7 @@ def every_arm(world: World, dataset: Path, steps: int) -> dict[str, Outcome]:
 
 
 def refusal(world: World, dataset: Path) -> str:
-    """Build tables that fit nowhere, and give the error."""
+    """Build tables that fit nowhere, and return the error."""
     config = config_of("none", sharding={"memory_gib": 1e-7})
     fitting, _ = open_splits(read_dataset(dataset), config)
     try:
@@ -77,7 +77,7 @@ def refusal(world: World, dataset: Path) -> str:
 
 
 def failed_read(world: World, dataset: Path) -> str:
-    """Train on data with a bad row that only the second rank reads, and give the error."""
+    """Train on data with a bad row that only the second rank reads, and return the error."""
     try:
         run_steps(world, dataset, config_of("none", training={"batch_size": 512}), 4)
     except (DataError, StageError) as error:
@@ -145,7 +145,7 @@ def test_one_and_two_ranks_train_the_same(
 def test_gradients_have_the_same_size_on_one_and_two_ranks(
     arm: str, one_rank: dict[str, Outcome], two_ranks: dict[str, Outcome]
 ) -> None:
-    # Adagrad and Adam forgive a gradient that is twice too large; the squares they sum up do not.
+    # Adagrad and Adam are insensitive to the scale of a gradient, but their sums of squares are not.
     one, two = one_rank[arm].states, two_ranks[arm].states
     summed = [name for name in one if name.endswith(("momentum1", "sum", "exp_avg_sq"))]
     assert len(summed) > len(one_rank[arm].plan)
@@ -162,12 +162,12 @@ def test_tables_are_sharded_over_the_ranks(two_ranks: dict[str, Outcome]) -> Non
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_what_arms_share_starts_equal_on_any_number_of_ranks(
+def test_weights_that_arms_share_start_equal_on_any_number_of_ranks(
     arm: str, one_rank: dict[str, Outcome], two_ranks: dict[str, Outcome]
 ) -> None:
     start, plain = one_rank[arm].start, one_rank["none"].start
     assert all(torch.equal(two_ranks[arm].start[name], value) for name, value in start.items())
-    # The arm without content is contained, name by name and value by value, in every arm with it.
+    # Every arm with content contains the names and values of the arm without content.
     assert all(torch.equal(start[name], value) for name, value in plain.items())
     own = r"^body\.content\.|^body\.history\.content\.|t_(item|history)_(sid|lines|clusters)"
     assert all(re.search(own, name) for name in start.keys() - plain.keys())
@@ -182,21 +182,21 @@ def test_settings_share_the_weights_that_they_do_not_change(one_rank: dict[str, 
     assert side.keys() == entire_space.keys()
     assert all(torch.equal(entire_space[name], value) for name, value in side.items())
     changed = {name for name, value in side.items() if not torch.equal(history[name], value)}
-    assert changed == {"body.history.attention.query.weight"}  # fewer features ask
+    assert changed == {"body.history.attention.query.weight"}  # the query has fewer features
     assert all(name.startswith("body.history.encoder.") for name in history.keys() - side.keys())
 
 
-def test_golden_losses(one_rank: dict[str, Outcome]) -> None:
-    """A change of these numbers is a change of the model, the data order or the start.
+def test_losses_match_the_golden_file(one_rank: dict[str, Outcome]) -> None:
+    """A change of these losses is a change of the model, the data order or the start.
 
-    Renew them by `python -m tests.ranker.test_training`, and say in the commit what changed them.
+    Regenerate them by `python -m tests.ranker.test_training`, and say in the commit what changed them.
     """
     golden = json.loads(GOLDEN.read_text())
     for arm in ARMS:
         assert torch.tensor(one_rank[arm].losses[:8]).allclose(torch.tensor(golden[arm]), rtol=1e-4, atol=0)
 
 
-def test_a_plan_that_fails_fails_on_every_rank(on_both_ranks: list[tuple[Any, ...]]) -> None:
+def test_failed_plan_raises_on_every_rank(on_both_ranks: list[tuple[Any, ...]]) -> None:
     first, second = (rank[0] for rank in on_both_ranks)
     assert first.startswith("NoPlanError: ranker.sharding: no plan")
     assert "memory_gib=1e-07" in first
@@ -213,7 +213,7 @@ def test_a_bad_row_on_one_rank_stops_every_rank(on_both_ranks: list[tuple[Any, .
 
 
 @pytest.mark.parametrize("name", ["side", "sid_ngram", "history"])
-def test_requests_of_several_impressions_train_as_their_rows_one_a_request(
+def test_requests_of_several_impressions_train_like_requests_of_one_row_each(
     world: World, tmp_path: Path, name: str
 ) -> None:
     requests = write_dataset(tmp_path / "requests", rows_a_day=256, impressions=8)
@@ -221,7 +221,7 @@ def test_requests_of_several_impressions_train_as_their_rows_one_a_request(
     rows = write_snapshot_of(tmp_path / "rows", REQUEST_SPEC, [], [], days, SIDS.values())
     counts = [len(joined(path, ["request_id"])["request_id"].unique()) for path in (requests, rows)]
     assert counts == [6 * 256 // 8, 6 * 256]
-    one_by_one = {"training": {"rows_per_request": 1}}  # whole requests would come in another order than their rows
+    one_by_one = {"training": {"rows_per_request": 1}}  # whole requests would be read in another order
     config = config_of(name if name in ARMS else "side", **VARIANTS.get(name, {}), **one_by_one)
     ours, theirs = (run_steps(world, path, config, STEPS) for path in (requests, rows))
     assert torch.tensor(ours.losses).allclose(torch.tensor(theirs.losses), rtol=1e-4)

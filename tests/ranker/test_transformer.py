@@ -1,4 +1,4 @@
-"""The history's transformer encoder: a loop over rows gives the same, and nothing is padded."""
+"""The history's transformer encoder equals a loop over rows, and pads nothing."""
 
 import math
 
@@ -23,7 +23,7 @@ def encoder(heads: int = 2, layers: int = 2) -> HistoryEncoder:
 
 
 def slow_layer(layer: EncoderLayer, x_LD: Tensor) -> Tensor:
-    """One pre-norm layer over one row, head by head."""
+    """Return the output of one pre-norm layer for one row, head by head."""
     q_LD, k_LD, v_LD = layer.project(layer_norm(x_LD, (DIM,))).chunk(3, dim=1)
     part = DIM // layer.heads
     heads = []
@@ -36,7 +36,7 @@ def slow_layer(layer: EncoderLayer, x_LD: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("lengths", [[3, 1, 5, 3, 0, 1], [0, 4], [1], [300, 2, 300]])
-def test_equals_a_loop_over_rows_and_so_do_its_gradients(lengths: list[int], heads: int) -> None:
+def test_encoder_and_its_gradients_equal_a_loop_over_rows(lengths: list[int], heads: int) -> None:
     module, values_TD = encoder(heads), torch.randn(sum(lengths), DIM, requires_grad=True)
     rows = []
     for x_LD in values_TD.split(lengths):
@@ -62,18 +62,18 @@ def test_a_batch_without_any_history_stays_empty() -> None:
     assert encoded_TD.shape == (0, DIM)
 
 
-def test_it_starts_as_the_identity() -> None:
+def test_encoder_starts_as_the_identity() -> None:
     module, values_TD = encoder(), torch.randn(5, DIM)
     fill_dense(module, 0)
     assert torch.equal(module(values_TD, layout_of([3, 2])), values_TD)
     module(values_TD, layout_of([3, 2])).square().sum().backward()
-    for layer in module.layers:  # and has somewhere to go
+    for layer in module.layers:  # but gradients reach its scales
         assert isinstance(layer, EncoderLayer)
         assert layer.attention_scale.grad.abs().min() > 0
         assert layer.network_scale.grad.abs().min() > 0
 
 
-def test_a_long_row_keeps_no_matrix_of_scores() -> None:
+def test_long_row_stores_no_matrix_of_scores() -> None:
     lengths = [3000, *[2] * 500]
     values_TD = torch.randn(sum(lengths), DIM, requires_grad=True)
     with LargestTensor() as largest:

@@ -1,4 +1,4 @@
-"""Content at the user's position: SIDs and embeddings of users, beside the items'."""
+"""Content at the user's position: SIDs and embeddings of users, beside those of items."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sidestack.ranker.features import ArmFeatures, arm_features, dataset_sids
 from sidestack.ranker.reader import to_ranker_batch
 from sidestack.ranker.sharding import build_sharded
 from tests.ranker.dataset import HABIT, SID, SIDS, SPEC, USER_SPEC, write_dataset_with_users
-from tests.ranker.test_reader import batch_of, first_rows
+from tests.ranker.joined_rows import batch_of, first_rows
 from tests.ranker.training import SMALL, config_with, run_steps
 
 EVERY = {**SIDS, "habit": HABIT}
@@ -45,11 +45,11 @@ def config_of(arm: str) -> DecidedConfig:
     return parse(DecidedConfig, {"arms": ARMS, "arm": arm, **SMALL}, "test").resolved()
 
 
-def test_the_sets_of_a_dataset_say_whose_they_are(dataset: Path) -> None:
+def test_sid_sets_of_a_dataset_include_those_of_users(dataset: Path) -> None:
     assert dataset_sids(read_dataset(dataset)) == EVERY
 
 
-def test_each_position_takes_the_sets_of_its_own(dataset: Path) -> None:
+def test_each_position_uses_the_sid_sets_of_its_entity(dataset: Path) -> None:
     features = laid_out(**ARMS["side_both"])
     assert [content.sids for content in features.contents] == [(SID,), (), (HABIT,)]
     assert set(features.sid_columns) == {"item_sid", "user_habit"}
@@ -72,7 +72,7 @@ def test_prefixes_of_users_are_bags(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_trains_and_a_user_without_content_has_none(world: World, dataset: Path, arm: str) -> None:
+def test_every_arm_trains_and_a_user_without_content_gets_zeros(world: World, dataset: Path, arm: str) -> None:
     config = config_of(arm)
     outcome = run_steps(world, dataset, config, 6)
     assert torch.tensor(outcome.losses).isfinite().all()
@@ -91,7 +91,7 @@ def test_every_arm_trains_and_a_user_without_content_has_none(world: World, data
     assert (content_RD[~is_known_R] == 0).all() and (content_RD[is_known_R] != 0).any(1).all()
 
 
-def test_every_arm_has_the_users_place_where_the_dataset_has_users_content(world: World, dataset: Path) -> None:
+def test_every_arm_has_a_user_position_when_the_dataset_has_user_content(world: World, dataset: Path) -> None:
     shapes = {arm: run_steps(world, dataset, config_of(arm), 1).start for arm in ("none", "side")}
     own = [name for name in shapes["side"] if "user_content" in name]
     assert own and {name for name in shapes["side"] if name not in own} == set(shapes["none"])
@@ -102,7 +102,7 @@ def test_every_arm_has_the_users_place_where_the_dataset_has_users_content(world
     assert arm_features(USER_SPEC, config_of("none"), SIDS).has_user_place
 
 
-def test_a_users_embedding_costs_its_bytes_once_a_request(dataset: Path) -> None:
+def test_embedding_of_a_user_costs_its_bytes_once_per_request(dataset: Path) -> None:
     opened, dates = read_dataset(dataset), USER_SPEC.train
     assert embedding_bytes(laid_out(user="dense"), opened, dates) == 2 * 4
     both = embedding_bytes(laid_out(item="dense", user="dense"), opened, dates)
@@ -118,6 +118,8 @@ def test_a_users_embedding_costs_its_bytes_once_a_request(dataset: Path) -> None
         ({"user": "dense", "embeddings": ["words"]}, DataError, r"the users have no embedding of \['words'\]"),
     ],
 )
-def test_what_does_not_fit_the_position_is_refused(arm: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_content_that_does_not_fit_the_position_is_refused(
+    arm: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         laid_out(**arm)

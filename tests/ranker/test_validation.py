@@ -1,4 +1,4 @@
-"""A validation window decides the epochs: what it measures, when it stops, and what is trained then."""
+"""The validation window sets the number of epochs: its measurements, the end of the search, and the final training."""
 
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from sidestack.ranker.validation import Validation, measure_ne
 from tests.datasets import joined, spoil
 from tests.distributed import run_distributed
 from tests.ranker.dataset import SPEC, write_dataset
+from tests.ranker.stage import run_stage_body
 from tests.ranker.test_resume import history, kept_checkpoints, predictions, stopping, summary, train_ranker
-from tests.ranker.test_train import run_stage_body
 from tests.ranker.training import config_of
 
 SEARCH: dict[str, Any] = {"epochs": 4, "validation_days": 1, "checkpoint_every": 8, "log_every": 5}
@@ -34,11 +34,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def after(*means: float) -> Validation:
-    """Return what a window told whose two tasks have these means."""
+    """Return a validation whose two tasks have these means after each epoch."""
     return Validation([], [{"click": mean - 0.1, "conversion": mean + 0.1} for mean in means])
 
 
-def test_the_best_epoch_is_the_one_before_the_mean_rises() -> None:
+def test_best_epoch_is_the_one_before_the_mean_rises() -> None:
     assert [after(*means).is_over for means in ((0.9,), (0.9, 0.8), (0.9, 0.9), (0.9, 0.8, 0.81))] == [
         False, False, False, True,
     ]  # fmt: skip
@@ -46,9 +46,7 @@ def test_the_best_epoch_is_the_one_before_the_mean_rises() -> None:
 
 
 @pytest.mark.parametrize("children", ["given", "entire_space"])
-def test_the_window_is_measured_as_held_out_rows_are(
-    world: World, dataset: Path, tmp_path: Path, children: str
-) -> None:
+def test_window_is_measured_like_held_out_rows(world: World, dataset: Path, tmp_path: Path, children: str) -> None:
     config = config_of("none", training={"children": children, "eval_batch_size": 200})
     _, held_out = open_splits(read_dataset(dataset), config)
     runner, _ = start_model(held_out.features, config, world, ModelConstants(), Traffic(history=3.0))
@@ -60,7 +58,9 @@ def test_the_window_is_measured_as_held_out_rows_are(
     assert found == pytest.approx({task: expected[task]["ne"] for task in SPEC.tasks}, rel=1e-6)
 
 
-def test_what_is_trained_is_what_its_number_of_epochs_says(world: World, dataset: Path, tmp_path: Path) -> None:
+def test_search_result_equals_a_training_of_the_chosen_number_of_epochs(
+    world: World, dataset: Path, tmp_path: Path
+) -> None:
     searched = run_stage_body(world, dataset, tmp_path / "searched", config_of("sid_ngram", training=SEARCH)).out
     budget = summary(searched)["budget"]
     means = Validation(**budget["validation"]).means
@@ -81,7 +81,7 @@ def test_what_is_trained_is_what_its_number_of_epochs_says(world: World, dataset
     assert predictions(searched).equals(predictions(written))
 
 
-def test_the_windows_curve_and_the_metrics_of_held_out_validation_dates_have_names_of_their_own(
+def test_metrics_of_the_window_and_of_held_out_dates_have_different_names(
     world: World, dataset: Path, tmp_path: Path
 ) -> None:
     held_out = {"kind": "validation", "validation_days": 1}
@@ -112,7 +112,7 @@ def test_a_window_of_all_dates_is_refused_before_the_training(world: World, data
     assert not (tmp_path / "out/history.jsonl").exists()
 
 
-def test_a_window_that_tells_nothing_is_refused(world: World, tmp_path: Path) -> None:
+def test_window_without_both_labels_is_refused(world: World, tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "dataset", rows_a_day=64)
     none = pa.table({task: pa.array(np.zeros(64, np.int8)) for task in SPEC.tasks})
     spoil(path, "labels", SPEC.train[1], lambda labels: none.cast(labels.schema))
@@ -121,7 +121,10 @@ def test_a_window_that_tells_nothing_is_refused(world: World, tmp_path: Path) ->
 
 
 def stopped_in_both(world: World, dataset: Path, folder: Path) -> list[list[str]]:
-    """Stop a training as it searches, then as it trains, and let it end; train another without a stop."""
+    """Stop a training in its search, then in its final training, and finish it; train another without a stop.
+
+    Return the checkpoints after each of the two stops.
+    """
     found = []
     for total in (96, 64):  # four epochs of 24 steps, and two of 32
         with stopping(total):
@@ -134,9 +137,7 @@ def stopped_in_both(world: World, dataset: Path, folder: Path) -> list[list[str]
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_search_goes_on_bit_for_bit_and_so_does_what_comes_of_it(
-    world: World, dataset: Path, tmp_path: Path, ranks: int
-) -> None:
+def test_search_and_final_training_resume_bit_for_bit(world: World, dataset: Path, tmp_path: Path, ranks: int) -> None:
     if ranks == 1:
         checkpoints = stopped_in_both(world, dataset, tmp_path)
     else:

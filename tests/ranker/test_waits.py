@@ -1,4 +1,4 @@
-"""Nothing between the looked-up embeddings and the gradients asks a GPU for a value, which the host would wait for."""
+"""No operator between the looked-up embeddings and the gradients makes the host wait for a value from a GPU."""
 
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,27 @@ from tests.ranker.dataset import REQUEST_SPEC, SIDS, write_dataset
 from tests.ranker.training import config_of, open_training
 
 # Operators whose result's shape, or whose use by Python, needs the values of a tensor.
-ASKING = {"_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero", "unique_dim", "_unique2"}
+READING_VALUES = {
+    "_local_scalar_dense",
+    "equal",
+    "is_nonzero",
+    "item",
+    "masked_select",
+    "nonzero",
+    "unique_dim",
+    "_unique2",
+}
 
 
 class NoWaits(TorchDispatchMode):
-    """Fails on operators for which the host would wait on a GPU."""
+    """Fail on operators for which the host would wait for a GPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         indices = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else []
         is_mask = any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
         is_by_values = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
-        assert name not in ASKING and not is_mask and not is_by_values, f"the host waits for {func}"
+        assert name not in READING_VALUES and not is_mask and not is_by_values, f"the host waits for {func}"
         return func(*args, **(kwargs or {}))
 
 
@@ -41,7 +50,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("arm", ["none", "dense", "sid_ngram", "hde", "side", "kmeans"])
 @pytest.mark.parametrize("history", [{}, {"encoder_layers": 1, "pooling": "target"}], ids=["pma", "options"])
 @pytest.mark.parametrize("children", ["given", "entire_space"])
-def test_the_host_waits_for_no_gpu_in_forward_and_backward(
+def test_host_does_not_wait_for_a_gpu_in_forward_and_backward(
     world: World, dataset: Path, arm: str, history: dict[str, Any], children: str
 ) -> None:
     config = config_of(arm, model={"history": history}, training={"children": children})
@@ -57,7 +66,7 @@ def test_the_host_waits_for_no_gpu_in_forward_and_backward(
         loss.backward()
 
 
-def test_a_wait_is_found() -> None:
+def test_wait_of_the_host_is_detected() -> None:
     ones_N = torch.ones(3)
     with pytest.raises(AssertionError, match="the host waits"), NoWaits():
         ones_N[ones_N > 0]

@@ -1,4 +1,4 @@
-"""A training that goes on from an earlier ranker: what it takes, what starts anew, and what it refuses."""
+"""Warm start from an earlier ranker: what is loaded, what restarts, and what is refused."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ from tests.ranker.test_resume import predictions, summary, train_ranker, weights
 from tests.ranker.training import config_of, whole
 
 OTHER = SID.model_copy(update={"fingerprint": "ba" * 32})
-"""The same SIDs of another encoder."""
+"""The same SIDs, but of another encoder."""
 ONCE: dict[str, Any] = {"epochs": 1, "checkpoint_every": 0}
 
 
@@ -51,7 +51,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def started(
     world: World, path: Path, config: DecidedConfig, spec: DatasetSpec = SPEC, sid: SidSpec = SID
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return all weights and states of a model as it is initialized, and as it starts from an earlier ranker."""
+    """Return all weights and states of a model as initialized, and as warm-started from an earlier ranker."""
 
     def built() -> tuple[ShardedRanker, ArmFeatures]:
         return build_sharded(features, config, world, ModelConstants()), features
@@ -67,7 +67,7 @@ def started(
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_weights_tables_and_states_go_on_on_any_number_of_ranks(trained: dict[str, Path], world_size: int) -> None:
+def test_weights_tables_and_states_are_loaded_on_any_number_of_ranks(trained: dict[str, Path], world_size: int) -> None:
     _, found = run_distributed(started, trained["side"], config_of("side"), world_size=world_size)[0]
     saved = weights(trained["side"])
     assert found.keys() == saved.keys()
@@ -75,7 +75,7 @@ def test_weights_tables_and_states_go_on_on_any_number_of_ranks(trained: dict[st
         torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_another_plan_and_other_optimizer_settings_go_on_too(trained: dict[str, Path]) -> None:
+def test_warm_start_accepts_another_plan_and_other_optimizer_settings(trained: dict[str, Path]) -> None:
     config = config_of(
         "sid_ngram", sharding={"types": ["table_wise"]}, training={"sparse_learning_rate": 0.5, "batch_size": 128}
     )
@@ -84,9 +84,7 @@ def test_another_plan_and_other_optimizer_settings_go_on_too(trained: dict[str, 
         torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_rows_of_new_ids_are_initialized_as_if_they_had_always_been_there(
-    world: World, trained: dict[str, Path]
-) -> None:
+def test_rows_of_new_ids_are_initialized_as_in_a_new_table(world: World, trained: dict[str, Path]) -> None:
     fresh, found = started(world, trained["sid_ngram"], config_of("sid_ngram"), LARGER)
     for name, old in weights(trained["sid_ngram"]).items():
         assert torch.equal(found[name][: len(old)] if old.dim() else found[name], old), name
@@ -95,7 +93,7 @@ def test_rows_of_new_ids_are_initialized_as_if_they_had_always_been_there(
     assert len(found["model.bags.embedding_bags.t_item_id.weight"]) == LARGER.num_items
 
 
-def test_the_stage_goes_on_where_the_earlier_one_was(
+def test_stage_continues_the_steps_of_the_earlier_training(
     world: World, dataset: Path, trained: dict[str, Path], tmp_path: Path
 ) -> None:
     train_ranker(world, dataset, tmp_path / "next", "side", start=trained["side"], **ONCE)
@@ -109,11 +107,11 @@ def test_the_stage_goes_on_where_the_earlier_one_was(
 
 
 @pytest.mark.parametrize("has_start", [True, False])
-def test_restarted_tables_are_those_that_the_training_began_with(
+def test_restarted_tables_equal_those_at_the_start_of_the_training(
     world: World, trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch, has_start: bool
 ) -> None:
     config = config_of("sid_ngram")
-    features = arm_features(LARGER, config, {"sid": SID})  # has rows that the earlier ranker had not
+    features = arm_features(LARGER, config, {"sid": SID})  # has rows that the earlier ranker lacks
     start = open_start(trained["sid_ngram"], config, LARGER, features) if has_start else None
     model = start_model(features, config, world, ModelConstants(), Traffic(), start)
     model.sharded.make_dense_state()
@@ -127,7 +125,7 @@ def test_restarted_tables_are_those_that_the_training_began_with(
     caches: list[int] = []
     monkeypatch.setattr(SplitTableBatchedEmbeddingBagsCodegen, "reset_cache_states", lambda _: caches.append(1))
     model.restart_tables()
-    assert len(caches) == 3  # one module of fbgemm for the rows' bags, the requests' and the sequences
+    assert len(caches) == 3  # one fbgemm module each for the rows' bags, the requests' bags and the sequences
     found = whole(world, model.sharded.state())
     for name, value in began.items():
         if not name.endswith("over_arch.0.weight"):
@@ -143,7 +141,7 @@ def test_restarted_tables_are_those_that_the_training_began_with(
         ("hde", {"t_item_sid", "t_history_sids", "projection"}),
     ],
 )
-def test_sids_of_another_encoder_are_refused_or_start_anew_with_all_that_belongs_to_them(
+def test_sids_of_another_encoder_are_refused_or_restart_their_weights(
     world: World, trained: dict[str, Path], arm: str, anew: set[str]
 ) -> None:
     with pytest.raises(SpecError, match=r"SIDs 'sid' have fingerprint ba.*, the ranker was trained on ab.*start_sids"):
@@ -174,7 +172,7 @@ def test_sids_of_another_encoder_are_refused_or_start_anew_with_all_that_belongs
         (config_of("side"), {"num_users": 59}, DataError, r"t_user_id.*was saved with shape \(60, 8\), now has \(59"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_by_name(
+def test_ranker_that_does_not_fit_is_refused_naming_the_difference(
     world: World, trained: dict[str, Path], config: DecidedConfig, spec: dict[str, Any],
     error: type[SidestackError], message: str,
 ) -> None:  # fmt: skip
@@ -182,7 +180,7 @@ def test_what_does_not_fit_is_refused_by_name(
         started(world, trained["side"], config, SPEC.model_copy(update=spec))
 
 
-def test_what_is_no_ranker_is_refused(world: World, trained: dict[str, Path], tmp_path: Path) -> None:
+def test_folder_without_a_ranker_is_refused(world: World, trained: dict[str, Path], tmp_path: Path) -> None:
     with committing(tmp_path / "other", world, stage="encoder"):
         pass
     with pytest.raises(DataError, match="is an output of stage 'encoder'; a trained ranker is one of stage 'ranker'"):
@@ -193,13 +191,13 @@ def test_what_is_no_ranker_is_refused(world: World, trained: dict[str, Path], tm
         open_bundle(tmp_path / "empty")
 
 
-def test_a_ranker_tells_what_it_is(trained: dict[str, Path]) -> None:
+def test_bundle_describes_its_ranker(trained: dict[str, Path]) -> None:
     described = open_bundle(trained["side"]).description
     assert described.rows["t_user_id"] == SPEC.num_users
     assert (described.config.training.epochs, described.sids, described.spec) == (2, {"sid": SID}, SPEC)
 
 
-def test_tables_start_anew_where_rows_are_learned_again(trained: dict[str, Path]) -> None:
+def test_tables_restart_when_start_tables_is_anew(trained: dict[str, Path]) -> None:
     config = config_of("sid_ngram", training={"start_tables": "anew"})
     fresh, found = run_distributed(started, trained["sid_ngram"], config, world_size=2)[0]
     saved = weights(trained["sid_ngram"])

@@ -1,4 +1,4 @@
-"""Short trainings for the tests: a few steps of one arm on one rank or more."""
+"""Short trainings for the tests: a few steps of one arm on one or more ranks."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "side_two": {"item": "side", "history": "side", "sids": ["sid", "lines"]},
     "ngram_two": {"history": "sid_ngram", "sids": ["sid", "lines"], "prefix_lengths": [2]},
 }
-"""Every way that content can enter, over the sets of SIDs of the tests' dataset."""
+"""Every kind of content, over the sets of SIDs of the tests' dataset."""
 
 
 def config_of(arm: str, **sections: dict[str, Any]) -> DecidedConfig:
@@ -72,7 +72,7 @@ def open_training(dataset: Path, arm: str, **training: Any) -> LaneReader:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What some steps of training gave.
+    """Result of some steps of training.
 
     Attributes:
         losses: mean loss by step and task. plan: table -> sharding type.
@@ -88,7 +88,7 @@ class Outcome:
 
 
 def run_steps(world: World, dataset: Path, config: DecidedConfig, steps: int) -> Outcome:
-    """Train `steps` steps on every rank and give what became of it."""
+    """Train `steps` steps on every rank, and return the outcome."""
     fitting, _ = open_splits(read_dataset(dataset), config)
     sharded = build_sharded(
         fitting.features, config, world, read_constants(read_dataset(dataset), fitting.features.constants)
@@ -109,22 +109,22 @@ def run_steps(world: World, dataset: Path, config: DecidedConfig, steps: int) ->
 
 
 def not_a_number(block: DenseBlock, dense_BF: Tensor) -> Tensor:
-    """Stand in for `DenseBlock.forward` of a training that diverged."""
+    """Replace `DenseBlock.forward` by that of a training that diverged."""
     return torch.full((len(dense_BF), 2, 8), float("nan"))
 
 
 def named(name: str) -> Callable[[str], str]:
-    """Return what puts a name before a message of `torch.testing.assert_close`."""
+    """Return a function that puts a name before a message of `torch.testing.assert_close`."""
     return lambda message: f"{name}: {message}"
 
 
 def whole_weights(world: World, sharded: ShardedRanker) -> dict[str, Tensor]:
-    """Return every parameter by name, shards put together."""
+    """Return every parameter by name, assembled from its shards."""
     return whole(world, sharded.model.state_dict())
 
 
 def whole_states(world: World, sharded: ShardedRanker) -> dict[str, Tensor]:
-    """Return every optimizer state by parameter and name, shards put together."""
+    """Return every optimizer state by parameter and name, assembled from its shards."""
     found = {}
     for parameter, states in sharded.optimizer.state_dict()["state"].items():
         for name, value in states.items():
@@ -134,7 +134,7 @@ def whole_states(world: World, sharded: ShardedRanker) -> dict[str, Tensor]:
 
 
 def whole(world: World, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put sharded tensors together on every rank; a rank may lack those it holds no part of."""
+    """Assemble sharded tensors on every rank; a rank may lack those that it holds no part of."""
     parts = {name: _parts(value) for name, value in values.items()}
     by_name: dict[str, list[tuple[list[int], Tensor]]] = {}
     for rank_parts in gather(world, parts):

@@ -1,4 +1,4 @@
-"""One small setting of every quantizer, and vectors to quantize."""
+"""A small configuration of every quantizer, and vectors to quantize."""
 
 import torch
 from pydantic import TypeAdapter
@@ -31,7 +31,7 @@ RESIDUAL = [name for name, settings in KINDS.items() if settings.get("depth", 1)
 
 
 def made(name: str, **changes: object) -> Quantizer:
-    """Build the quantizer of that name; the same initial weights every time."""
+    """Build the quantizer called `name`, with the same initial weights every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config: QuantizerConfig = TypeAdapter(AnyQuantizer).validate_python({**KINDS[name], **changes})
@@ -39,13 +39,13 @@ def made(name: str, **changes: object) -> Quantizer:
 
 
 def vectors(rows: int = 1024, seed: int = 0) -> Tensor:
-    """Return float32 [rows, 8] of one correlated, uncentred law."""
+    """Return float32 [rows, 8] drawn from one correlated, uncentred distribution."""
     mix = torch.randn(8, 8, generator=torch.Generator().manual_seed(99)) / 8**0.5
     return torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)) @ mix + 0.3
 
 
 def started(name: str, **changes: object) -> tuple[Quantizer, Tensor]:
-    """Build the quantizer of that name and start it on vectors; give both."""
+    """Build the quantizer called `name`, start it on vectors, and return both."""
     quantizer, h_BH = made(name, **changes), vectors()
     quantizer.start(h_BH, torch.Generator().manual_seed(1))
     return quantizer, h_BH

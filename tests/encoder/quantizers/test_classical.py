@@ -1,4 +1,4 @@
-"""The quantizers that faiss fits: residual k-means, product quantization, ITQ, top-k k-means."""
+"""Quantizers fitted by faiss: residual k-means, product quantization, ITQ, top-k k-means."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ from sidestack.infra.errors import ConfigError
 from tests.encoder.quantizers.kinds import started, vectors
 
 
-def test_kmeans_is_at_rest_and_silent(capfd: pytest.CaptureFixture[str]) -> None:
-    """Every centroid is the mean of the vectors nearest to it, but for what 25 rounds have left."""
+def test_kmeans_converges_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Every centroid is the mean of its nearest vectors, up to the error that 25 rounds leave."""
     x_NM = vectors(3000)
     centroids_KM = kmeans(x_NM, 20, torch.Generator().manual_seed(0))
     owner_N = torch.cdist(x_NM, centroids_KM).argmin(1)
@@ -27,7 +27,7 @@ def test_kmeans_is_at_rest_and_silent(capfd: pytest.CaptureFixture[str]) -> None
     assert capfd.readouterr() == ("", "")
 
 
-def test_kmeans_leaves_faiss_threads_as_they_were() -> None:
+def test_kmeans_restores_the_thread_count_of_faiss() -> None:
     before = faiss.omp_get_max_threads()
     try:
         faiss.omp_set_num_threads(2)
@@ -37,7 +37,7 @@ def test_kmeans_leaves_faiss_threads_as_they_were() -> None:
         faiss.omp_set_num_threads(before)
 
 
-def test_residual_kmeans_errs_like_the_residual_quantizer_of_faiss() -> None:
+def test_residual_kmeans_error_is_close_to_faiss() -> None:
     h_BH = vectors(4096)
     ours = ResidualKmeansConfig(codes=16, depth=3, group_dim=8, beam=4).build()
     ours.start(h_BH, torch.Generator().manual_seed(0))
@@ -51,7 +51,7 @@ def test_residual_kmeans_errs_like_the_residual_quantizer_of_faiss() -> None:
     assert error < 1.1 * reference
 
 
-def test_product_quantization_errs_like_that_of_faiss() -> None:
+def test_product_quantization_error_is_close_to_faiss() -> None:
     h_BH = vectors(4096)
     ours = ProductConfig(codes=16, groups=4, group_dim=2).build()
     ours.start(h_BH, torch.Generator().manual_seed(0))
@@ -62,8 +62,8 @@ def test_product_quantization_errs_like_that_of_faiss() -> None:
     assert error == pytest.approx(float(np.square(x - theirs.decode(theirs.compute_codes(x))).mean()), rel=0.05)
 
 
-def test_itq_turns_the_principal_axes_to_where_signs_lose_little() -> None:
-    """Corners of a turned cube: no axis is principal. 50 rounds come near the noise of .01; at random it is over .2."""
+def test_itq_rotation_minimizes_the_error_of_signs() -> None:
+    """Corners of a rotated cube have no principal axis: 50 rounds reach the noise of 0.01, random axes exceed 0.2."""
     generator = torch.Generator().manual_seed(0)
     cube_3H = torch.linalg.qr(torch.randn(8, 3, generator=generator)).Q.T
     corners_N3 = torch.randint(2, (4096, 3), generator=generator) * 2.0 - 1
@@ -78,7 +78,7 @@ def test_itq_turns_the_principal_axes_to_where_signs_lose_little() -> None:
     assert sum(losses) / len(losses) < 0.08
 
 
-def test_itq_bits_are_sides_of_the_axes_and_lengths_the_best() -> None:
+def test_itq_bits_are_signs_of_projections_and_steps_are_optimal() -> None:
     itq, h_BH = started("itq")
     assert isinstance(itq, Itq)
     z_BN = (h_BH - itq.mean_H) @ itq.axes_NH.T
@@ -90,7 +90,7 @@ def test_itq_bits_are_sides_of_the_axes_and_lengths_the_best() -> None:
         itq.step_N /= factor
 
 
-def test_top_k_are_the_nearest_centroids_nearest_first() -> None:
+def test_topk_digits_are_the_nearest_centroids_in_order_of_distance() -> None:
     quantizer, h_BH = started("topk_kmeans")
     assert isinstance(quantizer, TopkKmeans)
     distance_BC = torch.cdist(h_BH.double(), quantizer.centroids_CH.double())

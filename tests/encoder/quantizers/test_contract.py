@@ -1,4 +1,4 @@
-"""What every quantizer promises, whatever its kind."""
+"""The contract that every kind of quantizer fulfils."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_digits_pack_and_decode_to_the_sum_of_their_codewords(name: str) -> None
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_all_that_decides_digits_is_in_the_state(name: str) -> None:
+def test_state_dict_determines_digits_and_codewords(name: str) -> None:
     quantizer, h_BH = started(name)
     other = made(name)
     other.load_state_dict(quantizer.state_dict())
@@ -47,7 +47,7 @@ def test_all_that_decides_digits_is_in_the_state(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_start_is_a_function_of_sample_and_seed(name: str) -> None:
+def test_start_depends_only_on_sample_and_seed(name: str) -> None:
     threads = torch.get_num_threads()
     first, _ = started(name)
     second = made(name)
@@ -63,7 +63,7 @@ def test_start_is_a_function_of_sample_and_seed(name: str) -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 20])
 @pytest.mark.parametrize("name", [name for name in KINDS if "itq" not in name])
-def test_start_bears_fewer_rows_than_codes(name: str, rows: int) -> None:
+def test_start_stays_finite_with_fewer_rows_than_codes(name: str, rows: int) -> None:
     quantizer = made(name)
     quantizer.start(vectors(rows), torch.Generator().manual_seed(1))
     assert all(bool(tensor.isfinite().all()) for tensor in quantizer.state_dict().values())
@@ -71,7 +71,7 @@ def test_start_bears_fewer_rows_than_codes(name: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_encoder_gets_the_gradient_straight_through(name: str) -> None:
+def test_encoder_receives_the_straight_through_gradient(name: str) -> None:
     quantizer, h_BH = started(name)
     h_BH.requires_grad_()
     quantized = quantizer.train()(h_BH)
@@ -97,7 +97,7 @@ def test_quantization_runs_in_float32_under_autocast(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RESIDUAL)
-def test_every_layer_brings_the_decoded_vector_nearer(name: str) -> None:
+def test_every_layer_reduces_the_reconstruction_error(name: str) -> None:
     quantizer, h_BH = started(name)
     digits_BN = quantizer.encode(h_BH)
     layer_N = torch.arange(quantizer.digits) // (quantizer.digits // quantizer.depth)
@@ -109,7 +109,7 @@ def test_every_layer_brings_the_decoded_vector_nearer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RESIDUAL)
-def test_prefix_dropout_decodes_some_rows_from_whole_layers(name: str) -> None:
+def test_prefix_dropout_decodes_some_rows_from_fewer_layers(name: str) -> None:
     quantizer, h_BH = started(name, prefix_dropout=0.5)
     torch.manual_seed(3)
     quantized = quantizer.train()(h_BH)
@@ -132,7 +132,7 @@ def test_prefix_dropout_decodes_some_rows_from_whole_layers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RESIDUAL)
-def test_without_prefix_dropout_no_random_number_is_drawn(name: str) -> None:
+def test_no_random_number_is_drawn_without_prefix_dropout(name: str) -> None:
     quantizer, h_BH = started(name)
     before = torch.get_rng_state()
     quantized = quantizer.train()(h_BH)
@@ -140,8 +140,8 @@ def test_without_prefix_dropout_no_random_number_is_drawn(name: str) -> None:
     assert quantized.whole is quantized.h_hat
 
 
-def test_prefix_dropout_makes_prefixes_better() -> None:
-    """Codewords that train under it give a nearer first layer than codewords that train without."""
+def test_prefix_dropout_lowers_the_error_of_prefixes() -> None:
+    """The first layer of codewords trained with prefix dropout has a lower error than without."""
     errors = {}
     for share in (0.0, 0.5):
         quantizer = made("rqvae", prefix_dropout=share).train()
@@ -159,7 +159,7 @@ def test_prefix_dropout_makes_prefixes_better() -> None:
 
 
 @pytest.mark.parametrize("name", ["lines", "rqvae", "rqvae_ema"])
-def test_revival_takes_what_nothing_used_and_leaves_the_rest(name: str) -> None:
+def test_revival_replaces_unused_codewords_only(name: str) -> None:
     quantizer, h_BH = started(name)
     assert quantizer.revives
     assert quantizer.revive(h_BH, torch.Generator().manual_seed(0)) == 0
@@ -175,8 +175,8 @@ def test_revival_takes_what_nothing_used_and_leaves_the_rest(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lines", "rqvae", "rqvae_ema"])
-def test_what_was_taken_since_the_last_revival_is_not_dead(name: str) -> None:
-    """A sample of a few rows leaves most codes out; those that training rows took must not be lost for that."""
+def test_codes_used_since_the_last_revival_are_not_replaced(name: str) -> None:
+    """A sample of a few rows uses few codes; codes that training rows used since the last revival must be kept."""
     quantizer, h_BH = started(name)
     quantizer.train()(h_BH)
     quantizer.after_step(ALONE)
@@ -188,7 +188,7 @@ def test_what_was_taken_since_the_last_revival_is_not_dead(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if made(name).revives is False])
-def test_what_never_revives_says_so(name: str) -> None:
+def test_revive_is_a_no_op_for_quantizers_without_revival(name: str) -> None:
     quantizer, h_BH = started(name)
     before = {key: tensor.clone() for key, tensor in quantizer.state_dict().items()}
     quantizer.train()(h_BH)
@@ -198,7 +198,7 @@ def test_what_never_revives_says_so(name: str) -> None:
 
 
 def state_after_training(world: World, names: list[str]) -> dict[str, dict[str, Tensor]]:
-    """Train each on this rank's rows alone, gradients left out, and give its state."""
+    """Train each quantizer on this rank's rows, without gradient steps, and return its state."""
     states = {}
     for name in names:
         quantizer, _ = started(name)
@@ -222,13 +222,13 @@ def test_ranks_agree_on_averages_and_use() -> None:
     assert not torch.equal(first["rqvae_ema"]["codebook_DPRM"], started("rqvae_ema")[0].get_parameter("codebook_DPRM"))
 
 
-def test_a_prefix_of_top_k_is_a_smaller_k() -> None:
-    """Fifty clusters of a thousand need nine int64 columns, and the first digit alone is top-1."""
+def test_prefix_of_topk_ids_is_a_smaller_k() -> None:
+    """Fifty of a thousand clusters need nine int64 columns, and the first digit alone is top-1."""
     quantizer, h_BH = started("topk_kmeans", clusters=1000, k=50)
     digits_BN, spec = quantizer.encode(h_BH), quantizer.sid_spec("ab")
     ids_BC = spec.pack(digits_BN)
     assert ids_BC.shape == (len(h_BH), len(spec.chunk_sizes)) and len(spec.chunk_sizes) == 9
-    assert (spec.depth, spec.groups) == (1, 50), "none refines another, so they are one layer"
+    assert (spec.depth, spec.groups) == (1, 50), "no digit refines another, so they form one layer"
     top1 = spec.of_prefix(1)
     assert torch.equal(spec.cut(ids_BC, 1), top1.pack(digits_BN[:, :1]))
     assert torch.equal(top1.pack(digits_BN[:, :1])[:, 0], pack_digits(digits_BN[:, :1], 1000))

@@ -1,4 +1,4 @@
-"""FSQ: rounding at odd and even L, every level reachable, bounds."""
+"""FSQ: rounding with odd and even numbers of levels, reachability of every level, and bounds."""
 
 import pytest
 import torch
@@ -20,13 +20,13 @@ def test_every_level_is_reached_and_decodes_to_its_value(levels: int, bound: Bou
     assert torch.equal(fsq.encode(-h_B1[:49_000]), (levels - 1) - digits_B1[:49_000])
 
 
-def test_ternary_codes_by_hand() -> None:
+def test_codes_match_hand_computed_examples() -> None:
     fsq = FsqConfig(levels=3, digits=4).build()
     assert fsq.encode(torch.tensor([[-9.0, -0.4, 0.6, 2.0]])).tolist() == [[0, 1, 2, 2]]
     assert FsqConfig(levels=2, digits=2).build().encode(torch.tensor([[-0.1, 0.1]])).tolist() == [[0, 1]]
 
 
-def test_training_step() -> None:
+def test_training_step_passes_the_gradient_of_the_bound() -> None:
     fsq = FsqConfig(levels=3, digits=5, bound="tanh").build()
     h_BH = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     quantized = fsq(h_BH)
@@ -36,7 +36,7 @@ def test_training_step() -> None:
     assert float(quantized.commitment_loss().detach().max()) <= 0.25 + 1e-5
 
 
-def test_spec() -> None:
+def test_sid_spec_has_one_layer_and_even_steps() -> None:
     spec = FsqConfig(levels=8, digits=7).build().sid_spec("ab")
     assert (spec.depth, spec.groups, spec.digits, spec.quantizer) == (1, 7, 7, "fsq")
     assert spec.steps[0] * spec.centre == 1

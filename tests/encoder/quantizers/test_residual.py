@@ -1,4 +1,4 @@
-"""Search in residual codebooks against a slow loop over differences, and against all sums."""
+"""Search in residual codebooks, compared with a plain loop over differences and with all sums of codewords."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from sidestack.encoder.quantizers.residual import nearest_paths, spread_over_gro
 
 
 def random_words(depth: int, groups: int, codes: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return vectors [64, P, M] and codebooks that shrink with depth [D, P, R, M]."""
+    """Return vectors [64, P, M] and codebooks [D, P, R, M] whose scale shrinks with depth."""
     generator = torch.Generator().manual_seed(seed)
     words_DPRM = torch.randn(depth, groups, codes, width, generator=generator, dtype=torch.float64)
     words_DPRM *= 0.6 ** torch.arange(depth)[:, None, None, None]
@@ -18,7 +18,7 @@ def random_words(depth: int, groups: int, codes: int, width: int, seed: int = 0)
 
 
 def error_of(x_BPM: Tensor, words_DPRM: Tensor, digits_BN: Tensor) -> Tensor:
-    """Squared distance to the sum of codewords, [B]."""
+    """Return the squared distance to the sum of codewords, [B]."""
     layers = digits_BN.split(words_DPRM.shape[1], dim=1)
     h_hat_BPM = sum(take_codewords(words_PRM, digits) for words_PRM, digits in zip(words_DPRM, layers, strict=True))
     return (x_BPM - h_hat_BPM).square().sum((1, 2))
@@ -38,13 +38,13 @@ def plain_loop(x_BPM: Tensor, words_DPRM: Tensor) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 16, 5), (2, 3, 7, 4), (1, 2, 2, 1)])
-def test_greedy_search_is_the_plain_loop(shape: tuple[int, int, int, int]) -> None:
+def test_greedy_search_equals_the_plain_loop(shape: tuple[int, int, int, int]) -> None:
     x_BPM, words_DPRM = random_words(*shape)
     assert nearest_paths(x_BPM, words_DPRM, beam=1).tolist() == plain_loop(x_BPM, words_DPRM)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 4, 3), (2, 2, 6, 3), (4, 1, 3, 2)])
-def test_a_beam_as_wide_as_all_paths_finds_the_nearest_sum(shape: tuple[int, int, int, int]) -> None:
+def test_beam_as_wide_as_all_paths_finds_the_nearest_sum(shape: tuple[int, int, int, int]) -> None:
     depth, groups, codes, _ = shape
     x_BPM, words_DPRM = random_words(*shape)
     digits_BN = nearest_paths(x_BPM, words_DPRM, beam=codes ** (depth - 1))
@@ -56,13 +56,13 @@ def test_a_beam_as_wide_as_all_paths_finds_the_nearest_sum(shape: tuple[int, int
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_wider_beam_errs_less(seed: int) -> None:
+def test_wider_beam_lowers_the_error(seed: int) -> None:
     x_BPM, words_DPRM = random_words(4, 2, 8, 6, seed)
     errors = [float(error_of(x_BPM, words_DPRM, nearest_paths(x_BPM, words_DPRM, b)).mean()) for b in (1, 4, 64)]
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_rows_do_not_depend_on_the_rows_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_of_a_row_do_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     x_BPM, words_DPRM = random_words(3, 2, 8, 6)
     whole_BN = nearest_paths(x_BPM, words_DPRM, beam=4)
     monkeypatch.setattr("sidestack.encoder.quantizers.residual._CELLS_AT_A_TIME", 4 * 2 * 8 * 10)  # ten rows at a time

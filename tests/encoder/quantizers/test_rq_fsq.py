@@ -1,4 +1,4 @@
-"""RQ-FSQ in both readings: an even grid in base L, and layers with bases of their own."""
+"""RQ-FSQ in both readings: `scale`, an even grid in base L, and `project`, layers with their own bases."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_scaled_layers_are_the_digits_of_one_even_grid(levels: int) -> None:
     depth = 3
     quantizer = RqFsqConfig(levels=levels, dims=1, depth=depth).build()
     cells = levels**depth
-    end = (1 + 1 / (levels - 1)) * (1 - 1e-4)  # where the outermost cells of the first layer end
+    end = (1 + 1 / (levels - 1)) * (1 - 1e-4)  # outer border of the first layer's outermost cells
     h_B1 = torch.linspace(-end, end, 20_011)[:, None]
     digits_BN = quantizer.encode(h_B1)
     cell_B = (digits_BN * levels ** torch.arange(depth - 1, -1, -1)).sum(1)
@@ -37,7 +37,7 @@ def test_scaled_steps_shrink_by_the_number_of_levels() -> None:
 def test_projected_codes_round_least_squares_coordinates(bound: Bound) -> None:
     quantizer, h_BH = started("rq_fsq_project", bound=bound)
     assert isinstance(quantizer, ProjectedRqFsq)
-    with torch.no_grad():  # generic, not the orthogonal axes of the start
+    with torch.no_grad():  # perturb the orthogonal axes that start chooses
         noise_DNH = torch.randn(quantizer.basis_DNH.shape, generator=torch.Generator().manual_seed(0))
         quantizer.basis_DNH.add_(0.1 * noise_DNH)
     residual_BH, expected = h_BH.double(), []
@@ -51,7 +51,7 @@ def test_projected_codes_round_least_squares_coordinates(bound: Bound) -> None:
     assert len(found_BN.unique()) == 3
 
 
-def test_projected_layers_learn() -> None:
+def test_projected_layers_reduce_the_codebook_loss() -> None:
     quantizer, _ = started("rq_fsq_project")
     h_BH = vectors(2048, seed=5) * torch.linspace(0.5, 2, 8)
     optimizer = torch.optim.Adam(quantizer.parameters(), 0.01)

@@ -1,4 +1,4 @@
-"""RQ-VAE: moving averages by hand, revival among them, refusals."""
+"""RQ-VAE: moving averages, revival, and refused settings."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.encoder.quantizers.kinds import started, vectors
 from tests.encoder.quantizers.worlds import ALONE
 
 
-def test_moving_averages_by_hand() -> None:
+def test_moving_averages_match_hand_computed_values() -> None:
     config = RqVaeConfig(codes=2, depth=2, group_dim=1, update="ema", ema_decay=0.75)
     quantizer = config.build().train()
     with torch.no_grad():
@@ -20,16 +20,16 @@ def test_moving_averages_by_hand() -> None:
     quantized = quantizer(torch.tensor([[1.5], [2.5], [9.0]]))
     assert quantized.digits.tolist() == [[0, 1], [0, 1], [1, 0]]
     before = quantizer.codebook_DPRM.clone()
-    quantizer(torch.tensor([[12.0]]))  # a second forward before the step: sums add up
-    assert torch.equal(quantizer.codebook_DPRM, before)  # nothing moves until the step is taken
+    quantizer(torch.tensor([[12.0]]))  # a second forward before the step adds to the sums
+    assert torch.equal(quantizer.codebook_DPRM, before)  # only after_step changes the codebook
     quantizer.after_step(ALONE)
-    # Layer 1: code 0 takes 1.5 and 2.5, code 1 takes 9 and 12. Layer 2 meets 1.5, 2.5, 2 (code 1) and -1 (code 0).
+    # Layer 1: code 0 takes 1.5 and 2.5, code 1 takes 9 and 12. Layer 2 gets 1.5, 2.5, 2 (code 1) and -1 (code 0).
     expected = [0.25 * 4 / (0.75 + 0.25 * 2), (7.5 + 0.25 * 21) / 1.25, -1.0, (0.75 + 0.25 * 6) / (0.75 + 0.25 * 3)]
     assert quantizer.codebook_DPRM.flatten().tolist() == pytest.approx(expected)
     assert not quantizer.codebook_DPRM.requires_grad
 
 
-def test_a_code_that_nobody_takes_stays_where_it_is() -> None:
+def test_unused_code_keeps_its_value() -> None:
     quantizer = RqVaeConfig(codes=2, depth=1, group_dim=1, update="ema", ema_decay=0.1).build().train()
     quantizer.start(torch.tensor([[0.0], [0.1], [100.0], [100.1]]), torch.Generator().manual_seed(0))
     far = int(quantizer.codebook_DPRM.flatten().argmax())
@@ -41,7 +41,7 @@ def test_a_code_that_nobody_takes_stays_where_it_is() -> None:
     assert found[1 - far] == pytest.approx(0, abs=1e-6)
 
 
-def test_averages_follow_a_law_that_moves() -> None:
+def test_moving_averages_follow_a_shifted_distribution() -> None:
     quantizer, h_BH = started("rqvae_ema", ema_decay=0.9)
     quantizer.train()
     moved_BH = 1.5 * h_BH + 1.0
@@ -53,7 +53,7 @@ def test_averages_follow_a_law_that_moves() -> None:
     assert fresh < 0.5 * stale
 
 
-def test_a_revived_code_begins_its_average_anew() -> None:
+def test_revived_code_restarts_its_moving_average() -> None:
     quantizer, h_BH = started("rqvae_ema")
     assert isinstance(quantizer, RqVae)
     quantizer.codebook_DPRM[1, 0, 5] = 1e3
@@ -65,7 +65,7 @@ def test_a_revived_code_begins_its_average_anew() -> None:
     assert quantizer.average_count_DPR[0, 0, 0] == 7
 
 
-def test_more_dead_codes_than_rows_do_no_harm() -> None:
+def test_revival_replaces_one_code_per_row_when_dead_codes_outnumber_rows() -> None:
     quantizer, h_BH = started("rqvae")
     assert isinstance(quantizer, RqVae)
     with torch.no_grad():

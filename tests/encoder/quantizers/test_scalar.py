@@ -1,4 +1,4 @@
-"""The scalar quantizer against the figures of the literature and of shared/notes."""
+"""The scalar quantizer, compared with figures from the literature and from shared/notes."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from sidestack.encoder.sid.spec import Bound
 
 
 @pytest.mark.parametrize(("levels", "mse"), [(3, 0.191), (8, 0.0376), (64, 0.0010)])
-def test_mse_on_the_normal_law(levels: int, mse: float) -> None:
+def test_mse_on_the_normal_distribution_matches_the_literature(levels: int, mse: float) -> None:
     thresholds, values = thresholds_and_values(levels, "clamp")
     step = best_step(levels, "clamp")
     assert normal_mse(step * thresholds, step * values) == pytest.approx(mse, rel=0.06)
@@ -17,8 +17,10 @@ def test_mse_on_the_normal_law(levels: int, mse: float) -> None:
 @pytest.mark.parametrize(
     ("levels", "even", "centroids"), [(3, 0.194, 0.1902), (8, 0.0648, 0.0375), (64, 0.0041, 0.0007)]
 )
-def test_squashed_cells_lose_unless_they_decode_to_centroids(levels: int, even: float, centroids: float) -> None:
-    """The notes' tanh figures are of values even on the squashed line, in the best unit; centroids mend them."""
+def test_mse_of_squashed_cells_matches_the_notes_and_is_lower_with_centroids(
+    levels: int, even: float, centroids: float
+) -> None:
+    """The notes' tanh figures use values even on the squashed line, in the best unit; centroids avoid that loss."""
     middles = (centred_levels(levels)[1:] + centred_levels(levels)[:-1]) / (levels - 1)
     found = min(
         normal_mse(unit * torch.atanh(middles), unit * centred_levels(levels) / ((levels - 1) / 2))
@@ -31,13 +33,13 @@ def test_squashed_cells_lose_unless_they_decode_to_centroids(levels: int, even: 
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
 @pytest.mark.parametrize("levels", [2, 3, 8, 64, 256])
-def test_values_lie_in_their_cells_and_alike_on_both_sides(levels: int, bound: Bound) -> None:
+def test_values_lie_in_their_cells_and_are_symmetric(levels: int, bound: Bound) -> None:
     thresholds, values = thresholds_and_values(levels, bound)
     assert bool((values[1:] > thresholds).all()) and bool((values[:-1] < thresholds).all())
     assert torch.allclose(values, -values.flip(0))
 
 
-def test_the_best_ternary_step_is_lloyd_max() -> None:
+def test_best_step_is_the_lloyd_max_step() -> None:
     assert best_step(3, "clamp") == pytest.approx(1.224, abs=1e-3)
     assert best_step(2, "clamp") / 2 == pytest.approx((2 / torch.pi) ** 0.5, abs=1e-3)
 
@@ -49,7 +51,7 @@ def test_levels_are_symmetric_and_half_integers_when_even() -> None:
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
 @pytest.mark.parametrize("levels", [2, 3, 8])
-def test_closed_form_error_is_what_a_sample_shows(bound: Bound, levels: int) -> None:
+def test_closed_form_error_matches_a_sample(bound: Bound, levels: int) -> None:
     thresholds, values = thresholds_and_values(levels, bound)
     x_N = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     error = (x_N - values[torch.bucketize(x_N, thresholds)]).square().mean()

@@ -1,4 +1,4 @@
-"""The structured quantizer: Eq. 2 by hand, the fast encoding against the plain loop, start, revival."""
+"""The structured quantizer: Eq. 2 by hand, fast encoding compared with the plain loop, start, revival."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ B = 512
 
 
 def fitted(dtype: torch.dtype = torch.float64, seed: int = 0, **settings: object) -> tuple[Structured, Tensor]:
-    """Make a quantizer started on a sample of correlated vectors, and the sample."""
+    """Return a quantizer started on a sample of correlated vectors, and the sample."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -24,7 +24,7 @@ def fitted(dtype: torch.dtype = torch.float64, seed: int = 0, **settings: object
     mix = torch.randn(quantizer.latent_dim, quantizer.latent_dim, generator=generator, dtype=torch.float64)
     h_BH = torch.randn(B, quantizer.latent_dim, generator=generator, dtype=torch.float64) @ mix
     quantizer.start(h_BH.to(dtype), generator)
-    with torch.no_grad():  # generic, not the tidy axes and centred offsets of the start
+    with torch.no_grad():  # perturb the orthogonal axes and centred offsets that start chooses
         for parameter in quantizer.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
     return quantizer, h_BH.to(dtype)
@@ -32,7 +32,7 @@ def fitted(dtype: torch.dtype = torch.float64, seed: int = 0, **settings: object
 
 @torch.no_grad()
 def eq2_by_hand(quantizer: Structured, h_H: Tensor) -> list[int]:
-    """Paper Eq. 2-3 in scalar Python, for one vector."""
+    """Return the digits of one vector by the paper's Eq. 2-3, in scalar Python."""
     config, (u, b, a) = quantizer.config, quantizer.codebook()
     digits = []
     blocks = list(h_H.split(config.group_dim))
@@ -65,7 +65,7 @@ def eq2_by_hand(quantizer: Structured, h_H: Tensor) -> list[int]:
         {"levels": 2, "lines": 4, "groups": 1, "depth": 3, "group_dim": 6, "assign": "codeword"},
     ],
 )
-def test_codes_are_those_of_the_paper(settings: dict[str, Any]) -> None:
+def test_codes_match_the_equations_of_the_paper(settings: dict[str, Any]) -> None:
     quantizer, h_BH = fitted(**settings)
     expected = [eq2_by_hand(quantizer, h_H) for h_H in h_BH[:16]]
     assert quantizer.encode_by_residuals(h_BH[:16]).tolist() == expected
@@ -74,15 +74,15 @@ def test_codes_are_those_of_the_paper(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("bound", ["clamp", "tanh", "ifsq"])
 @pytest.mark.parametrize(("levels", "groups", "depth"), [(3, 3, 5), (3, 1, 15), (8, 2, 4), (2, 15, 1)])
-def test_one_product_gives_the_codes_of_the_plain_loop(bound: str, levels: int, groups: int, depth: int) -> None:
+def test_one_product_encoding_equals_the_plain_loop(bound: str, levels: int, groups: int, depth: int) -> None:
     quantizer, h_BH = fitted(bound=bound, levels=levels, groups=groups, depth=depth, group_dim=8)
     slow_BN, fast_BN = quantizer.encode_by_residuals(h_BH), quantizer.encode_by_one_product(h_BH)
     assert torch.equal(slow_BN, fast_BN)
     assert all(len(column.unique()) == levels for column in slow_BN[:, :groups].T)
 
 
-def test_one_product_in_float32_differs_only_on_the_border() -> None:
-    """In float32 the two orders of summation may part where a projection lies on a threshold."""
+def test_one_product_encoding_in_float32_differs_only_at_thresholds() -> None:
+    """In float32 the two orders of summation may differ where a projection lies on a threshold."""
     quantizer, h_BH = fitted(torch.float32, groups=3, depth=5, group_dim=8)
     slow_BN, fast_BN = quantizer.encode_by_residuals(h_BH), quantizer.encode_by_one_product(h_BH)
     exact_BN = quantizer.double().encode_by_residuals(h_BH.double())
@@ -103,7 +103,7 @@ def test_one_layer_by_codeword_is_never_worse_than_by_line(seed: int) -> None:
     assert codeword_B.sum().item() < line_B.sum().item()
 
 
-def test_deeper_layers_refine() -> None:
+def test_deeper_layers_reduce_the_residual() -> None:
     quantizer, h_BH = fitted(groups=1, depth=12, group_dim=6)
     quantizer.start(h_BH, torch.Generator().manual_seed(1))
     errors, residual_BPM = [], quantizer._blocks(h_BH)
@@ -123,7 +123,7 @@ def test_pca_start_beats_random_start() -> None:
     assert errors["pca"] < errors["random"]
 
 
-def test_start_is_a_function_of_sample_and_seed() -> None:
+def test_start_depends_only_on_sample_and_seed() -> None:
     first, h_BH = fitted(lines=3, groups=2, depth=2)
     second, _ = fitted(seed=7, lines=3, groups=2, depth=2)
     for quantizer in (first, second):
@@ -169,7 +169,7 @@ def test_quantization_runs_in_float32_under_autocast_and_for_half_inputs() -> No
     assert quantized.h_hat.dtype == torch.float32
 
 
-def test_spec_publishes_positive_steps_and_the_pair_digit() -> None:
+def test_spec_has_positive_steps_for_one_line_and_pair_digits_for_several() -> None:
     dpca, _ = fitted(torch.float32, groups=3, depth=5)
     spec = dpca.sid_spec("ab")
     assert (spec.levels, spec.digits, spec.depth, spec.groups, spec.radix) == (3, 15, 5, 3, 3)
@@ -189,7 +189,7 @@ def test_unknown_quantizer_settings_are_refused() -> None:
 
 
 def clustered(rows: int, dim: int) -> Tensor:
-    """Return float64 vectors of a mixture of normal laws."""
+    """Return float64 vectors drawn from a mixture of normal distributions."""
     generator = torch.Generator().manual_seed(11)
     centres_CM = torch.randn(40, dim, generator=generator, dtype=torch.float64)
     owner_N = torch.randint(40, (rows,), generator=generator)
@@ -203,7 +203,7 @@ def start_error(h_BH: Tensor, **settings: object) -> float:
 
 
 @pytest.mark.parametrize("assign", ["line", "codeword"])
-def test_lines_start_near_a_free_codebook_of_as_many_codewords(assign: str) -> None:
+def test_start_error_of_lines_is_close_to_a_free_codebook_of_the_same_size(assign: str) -> None:
     h_BH = clustered(4096, 8)
     free = RqVaeConfig(codes=64, depth=2, group_dim=8).build().double()
     free.start(h_BH, torch.Generator().manual_seed(0))
@@ -219,7 +219,7 @@ def test_refits_lower_the_error(assign: str) -> None:
     assert start_error(h_BH, lines=21, levels=3, depth=2, assign=assign, refits=5) < 0.95 * crude
 
 
-def test_a_refit_is_the_least_squares_of_each_line() -> None:
+def test_refit_is_the_least_squares_fit_of_each_line() -> None:
     generator = torch.Generator().manual_seed(0)
     x_NM = torch.randn(300, 4, generator=generator, dtype=torch.float64)
     line_N, q_N = torch.randint(3, (300,), generator=generator), torch.randint(-1, 2, (300,), generator=generator)
@@ -234,7 +234,7 @@ def test_a_refit_is_the_least_squares_of_each_line() -> None:
         assert length == pytest.approx(float(v_M.norm()))
 
 
-def test_a_beam_over_lines_errs_less_and_needs_codewords() -> None:
+def test_wider_beam_over_lines_lowers_the_error_and_needs_codeword_assignment() -> None:
     settings: dict[str, Any] = {"levels": 3, "lines": 5, "groups": 2, "depth": 4, "group_dim": 4, "assign": "codeword"}
     greedy, h_BH = fitted(**settings)
     errors = []
@@ -248,8 +248,8 @@ def test_a_beam_over_lines_errs_less_and_needs_codewords() -> None:
         parse(StructuredConfig, {"beam": 4}, "quantizer")
 
 
-def test_products_take_the_line_that_differences_take_in_float32() -> None:
-    """|r - b|^2 by products cancels where vectors lie far from 0; only what lies on a border may differ."""
+def test_line_choice_by_products_matches_differences_in_float32() -> None:
+    """|r - b|^2 by products cancels for vectors far from 0; only vectors at a border may take another line."""
     quantizer, h_BH = fitted(torch.float32, levels=3, lines=16, groups=2, depth=3, group_dim=8)
     far_BH = h_BH + 10
     quantizer.start(far_BH, torch.Generator().manual_seed(0))
@@ -257,7 +257,7 @@ def test_products_take_the_line_that_differences_take_in_float32() -> None:
     assert (quantizer.encode(far_BH[:64]) == exact_BN).all(1).float().mean() > 0.95
 
 
-def test_only_several_lines_carry_counters() -> None:
-    """The state of one line a layer, and so its fingerprint, is that of releases before there were any."""
+def test_state_has_usage_counters_only_with_several_lines() -> None:
+    """With one line per layer the state, and so its fingerprint, is that of releases without usage counters."""
     one, _ = fitted(torch.float32)
     assert sorted(one.state_dict()) == ["direction_DPKM", "log_step_DPK", "offset_DPKM", "thresholds", "values_L"]

@@ -1,4 +1,4 @@
-"""What the baseline's tests start with."""
+"""Fixture of the baseline's tests: fits run on one thread."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,6 @@ from threadpoolctl import threadpool_limits
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
-    """Fit on one thread: a few hundred rows wait longer for a busy core than they take."""
+    """Run fits on one thread: with a few hundred rows, waiting for a busy core takes longer than the fit."""
     with threadpool_limits(1, user_api="openmp"):
         yield

@@ -1,4 +1,4 @@
-"""The ranker's small dataset with categories, a column of many ids, requests, and conversions that take two days."""
+"""The ranker's small dataset with categories, a sparse column of many ids, requests, and two days until conversions."""
 
 from datetime import date
 from pathlib import Path
@@ -22,11 +22,11 @@ SPEC: DatasetSpec = PLAIN.model_copy(
     }
 )
 NUM_USERS, NUM_ITEMS = 12, 30
-"""Of those that come in the log."""
+"""Users and items that occur in the log."""
 
 
 def days(rows_a_day: int = 60) -> dict[date, pa.Table]:
-    """Draw the six days, two impressions a request, of few users and items, which come often."""
+    """Draw the six days, two impressions per request, with few users and items that recur often."""
     rng = np.random.default_rng(3)
     digits_ID = np.tile(rng.integers(0, 3, (NUM_ITEMS, 6)), (SPEC.num_items // NUM_ITEMS, 1))
     drawn = {}
@@ -39,7 +39,7 @@ def days(rows_a_day: int = 60) -> dict[date, pa.Table]:
 
 
 def brands() -> pa.Array:
-    """Return the items' brands; every ninth has none."""
+    """Return the items' brands; every ninth item has none."""
     item_I = np.arange(SPEC.num_items)
     return pa.array((item_I % 5).astype(np.int32), mask=item_I % 9 == 0)
 
@@ -50,6 +50,6 @@ def write(path: Path, given: dict[date, pa.Table]) -> Path:
 
 
 def with_column(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
-    """Return rows with other values in a column."""
+    """Return rows with the values of a column replaced."""
     at = rows.schema.get_field_index(name)
     return rows.set_column(at, rows.schema.field(at), values)

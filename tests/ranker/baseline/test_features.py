@@ -1,4 +1,4 @@
-"""What the baseline sees of a row: against a slow reference, and blind to whatever comes later."""
+"""Features of the baseline, compared with a slow reference, and their independence of later rows."""
 
 import math
 from collections import Counter
@@ -24,7 +24,7 @@ CHANGED = all_days()[2]
 
 
 def features(path: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Read all rows, and their features by name."""
+    """Return all rows, and their features by name."""
     blocks = list(RowFeatures(read_dataset(path), SPEC.tasks).read(WINDOW))
     rows = [row for table, _ in blocks for row in table.to_pylist()]
     return rows, {name: np.concatenate([found[name] for _, found in blocks]) for name in blocks[0][1]}
@@ -45,7 +45,7 @@ def counted_by(row: dict[str, Any], brand: list[int | None]) -> dict[str, int | 
     }
 
 
-def test_counts_are_those_of_a_slow_reference(plain: tuple[list[dict[str, Any]], dict[str, np.ndarray]]) -> None:
+def test_counts_match_a_slow_reference(plain: tuple[list[dict[str, Any]], dict[str, np.ndarray]]) -> None:
     rows, found = plain
     brand = brands().to_pylist()
     checked = Counter[str]()
@@ -72,7 +72,7 @@ def test_counts_are_those_of_a_slow_reference(plain: tuple[list[dict[str, Any]],
     assert len(checked) == 3 * 5 + 1 and min(checked.values()) > 3  # the reference was not all zeros
 
 
-def test_context_and_history_are_those_of_a_slow_reference(
+def test_context_and_history_match_a_slow_reference(
     plain: tuple[list[dict[str, Any]], dict[str, np.ndarray]],
 ) -> None:
     rows, found = plain
@@ -107,7 +107,7 @@ def cosine(one: np.ndarray | None, other: np.ndarray | None) -> float:
 
 
 def flipped(rows: pa.Table, task: str) -> pa.Table:
-    """Return rows with the labels of a task turned around, or the clicks without a conversion."""
+    """Return rows with inverted labels: the conversions of clicked rows, or the clicks, without conversions."""
     if task == "conversion":
         clicked = pc.equal(rows["click"], 1)
         return with_column(rows, task, pc.cast(pc.and_(clicked, pc.equal(pc.fill_null(rows[task], 0), 0)), pa.int8()))
@@ -129,13 +129,13 @@ def other_items(rows: pa.Table) -> pa.Table:
     ],
     ids=["clicks", "conversions", "items"],
 )
-def test_a_change_shows_only_once_it_is_known(
+def test_change_affects_features_only_after_it_is_known(
     plain: tuple[list[dict[str, Any]], dict[str, np.ndarray]],
     tmp_path: Path,
     change: Callable[[pa.Table], pa.Table],
     seen_after: int,
 ) -> None:
-    """Of a date, the features of that date's rows and of earlier ones do not change a byte with its labels."""
+    """A date's labels do not change one byte of the features of its rows and of earlier rows."""
     rows, before = plain
     _, after = features(write(tmp_path / "changed", {**DAYS, CHANGED: change(DAYS[CHANGED])}))
     known_on = datetime.combine(CHANGED + timedelta(days=seen_after), time())
@@ -149,7 +149,7 @@ def test_a_change_shows_only_once_it_is_known(
     )
 
 
-def test_rows_do_not_depend_on_what_comes_after_the_last_date(
+def test_features_do_not_depend_on_later_dates(
     plain: tuple[list[dict[str, Any]], dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
     shorter: dict[date, pa.Table] = {day: rows for day, rows in DAYS.items() if day <= CHANGED}

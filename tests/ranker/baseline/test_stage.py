@@ -1,4 +1,4 @@
-"""The stage on one process: what it learns from, predicts and tells."""
+"""The baseline's stage on one process: training rows, predictions and summary."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def predicted(out: Path) -> pa.Table:
     return pq.read_table(out / "predictions").sort_by("row")
 
 
-def test_predicts_every_held_out_row_once_with_its_labels(dataset: Path, done: Path) -> None:
+def test_every_held_out_row_is_predicted_once_with_its_labels(dataset: Path, done: Path) -> None:
     found, events = predicted(done), joined(dataset, None, *SPEC.test)
     assert found.schema.equals(prediction_schema(SPEC.tasks))
     assert found["row"].to_pylist() == list(range(events.num_rows))
@@ -61,18 +61,18 @@ def test_predicts_every_held_out_row_once_with_its_labels(dataset: Path, done: P
     assert found["conversion"].to_pylist() == [label if click else None for click, label in pairs]
     summary = json.loads((done / "summary.json").read_text())
     assert summary["arm"] == "baseline" and summary["held_out_rows"] == events.num_rows
-    assert summary["tasks"]["click"]["auc"] > 0.5  # clicks follow the item's first digit, which its rate shows
+    assert summary["tasks"]["click"]["auc"] > 0.5  # clicks depend on the item, whose click rate is a feature
 
 
-def test_a_task_learns_from_the_rows_it_is_judged_on(dataset: Path, done: Path) -> None:
+def test_each_task_trains_on_rows_with_a_known_label(dataset: Path, done: Path) -> None:
     events = joined(dataset, ["click", "conversion"], *SPEC.train).to_pydict()
     pairs = list(zip(events["click"], events["conversion"], strict=True))
     judged = sum(click == 1 and label is not None for click, label in pairs)
-    assert 0 < judged < sum(events["click"])  # some are not known
+    assert 0 < judged < sum(events["click"])  # some labels are unknown
     assert json.loads((done / "summary.json").read_text())["train_rows"] == {"click": len(pairs), "conversion": judged}
 
 
-def test_unknown_labels_are_as_good_as_rows_that_are_not_there(
+def test_rows_with_unknown_labels_are_not_trained_on(
     dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     unknown = {
@@ -84,14 +84,14 @@ def test_unknown_labels_are_as_good_as_rows_that_are_not_there(
     assert "conversion: 0 training rows tell nothing apart; 0.5 for every row" in capfd.readouterr().err
 
 
-def test_the_same_seed_predicts_the_same_bytes_and_another_does_not(dataset: Path, done: Path, tmp_path: Path) -> None:
+def test_predictions_are_reproducible_and_depend_on_the_seed(dataset: Path, done: Path, tmp_path: Path) -> None:
     run(dataset, tmp_path / "again")
     run(dataset, tmp_path / "other", seed=1)
     assert predicted(tmp_path / "again").equals(predicted(done))
     assert not predicted(tmp_path / "other")["p_click"].equals(predicted(done)["p_click"])
 
 
-def test_more_rows_than_it_may_hold_are_sampled_and_that_is_told(
+def test_rows_above_the_limit_are_sampled_and_logged(
     dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     summary = run(dataset, tmp_path / "out", max_train_rows=400)
@@ -111,7 +111,7 @@ def test_validation_reads_no_test_date(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_the_number_of_trees_is_chosen_on_the_latest_rows(dataset: Path, tmp_path: Path) -> None:
-    """Labels that are turned around on the last training date make every tree a step in the wrong direction."""
+    """Labels inverted on the last training date make every tree a step in the wrong direction."""
     turned = {}
     for day, rows in days(400).items():
         click_N = np.arange(rows.num_rows) % 2 if day != SPEC.train[1] else 1 - np.arange(rows.num_rows) % 2
@@ -122,14 +122,14 @@ def test_the_number_of_trees_is_chosen_on_the_latest_rows(dataset: Path, tmp_pat
     assert summary["trees"]["click"] == 1
 
 
-def test_rows_that_are_all_alike_are_predicted_by_their_rate(tmp_path: Path) -> None:
+def test_identical_rows_are_predicted_by_their_smoothed_rate(tmp_path: Path) -> None:
     alike = {}
     for day, rows in days().items():
         rows = rows.take(pa.array(np.zeros(60, np.int64)))
         for name, values in (("click", [1, 0, 0] * 20), ("conversion", [None] * 60)):
             rows = with_column(rows, name, pa.array(values, pa.int8()))
         alike[day] = with_column(rows, "request_id", pa.array(np.arange(60)))
-    holdout = {"kind": "validation", "validation_days": 3}  # one date is left to train on: nothing came before it
+    holdout = {"kind": "validation", "validation_days": 3}  # leaves one training date, without earlier dates
     summary = run(write(tmp_path / "alike", alike), tmp_path / "out", holdout=holdout)
     assert summary["features"] == [] and summary["train_rows"]["click"] == 60
     assert set(predicted(tmp_path / "out")["p_click"].to_pylist()) == {np.float32(21 / 62)}
