@@ -52,7 +52,7 @@ REQUIRED_ARM_KEYS = {
 
 
 def run_compare(inputs: dict[str, Path], out: Path, draw: bool = False, **config: Any) -> dict[str, Any]:
-    """Run the stage's body on one rank and give `comparison.json`; figures, which take seconds, only if asked."""
+    """Run the stage's body on one rank and return `comparison.json`; `draw` draws the figures, which take seconds."""
     out.mkdir()
     settings = CompareConfig(**{"resamples": 200, **config})
     drawing = nullcontext() if draw else patch("sidestack.pipelines.compare.plots", return_value=())
@@ -87,12 +87,12 @@ def over_none(comparison: dict[str, Any], arm: str, task: str, metric: str) -> d
 
 
 def judged(drawn: dict[str, Any], table: pa.Table, task: str) -> tuple[Any, Any, Any]:
-    """Return labels, scores and users of the rows that count for a task."""
+    """Return the labels, scores and users of the rows that have a label of a task."""
     keep = drawn[task] >= 0
     return drawn[task][keep], table[f"p_{task}"].to_numpy()[keep], drawn["user_id"][keep]
 
 
-def test_numbers_are_those_of_the_predictions(comparison: dict[str, Any]) -> None:
+def test_metrics_match_the_predictions(comparison: dict[str, Any]) -> None:
     drawn = truth()
     tables = {arm: predictions(drawn, noise, seed) for seed, (arm, noise) in enumerate(fabricated.ARMS.items())}
     for task in ("click", "conversion"):
@@ -109,7 +109,7 @@ def test_numbers_are_those_of_the_predictions(comparison: dict[str, Any]) -> Non
                 assert gain == pytest.approx(1 - values["ne"] / measured["none"].ne, abs=1e-12)
 
 
-def test_intervals_are_those_of_a_plain_paired_bootstrap_over_users(comparison: dict[str, Any]) -> None:
+def test_intervals_match_a_plain_paired_bootstrap_over_users(comparison: dict[str, Any]) -> None:
     drawn = truth()
     users_N = drawn["user_id"]
     losses = [
@@ -126,7 +126,7 @@ def test_intervals_are_those_of_a_plain_paired_bootstrap_over_users(comparison: 
     assert found == pytest.approx(np.quantile(gains, [0.025, 0.975], method="hazen").tolist(), abs=1e-9)
 
 
-def test_gauc_and_deciles_are_those_of_the_predictions(comparison: dict[str, Any]) -> None:
+def test_gauc_and_deciles_match_the_predictions(comparison: dict[str, Any]) -> None:
     drawn = truth()
     for seed, (arm, noise) in enumerate(fabricated.ARMS.items()):
         labels, scores, users = judged(drawn, predictions(drawn, noise, seed), "conversion")
@@ -179,7 +179,7 @@ def test_auc_gain_is_relative_with_the_interval_of_a_bootstrap_over_users(compar
         aucs = {arm: task_metrics(labels_N[rows], of_arm[rows]).auc for arm, of_arm in scores.items()}
         assert aucs["side"] and aucs["none"]
         gains.append(aucs["side"] / aucs["none"] - 1)
-    # To first order, from the same resamples: the bounds miss by a small part of the interval's width.
+    # Equal to first order for the same resamples: the bounds differ by a small part of the interval's width.
     low, high = np.quantile(gains, [0.025, 0.975], method="hazen")
     assert gain["interval"] == pytest.approx([low, high], abs=0.03 * (high - low))
 
@@ -189,7 +189,7 @@ def slow_segment(clicks: int) -> str:
 
 
 @pytest.mark.parametrize("kind", ["user", "item"])
-def test_segments_are_rows_by_the_positives_of_the_training_dates(comparison: dict[str, Any], kind: str) -> None:
+def test_segments_group_rows_by_the_positives_of_the_training_dates(comparison: dict[str, Any], kind: str) -> None:
     earlier = pa.concat_tables([fabricated.training_events(0), fabricated.training_events(1)])
     clicks = Counter(earlier.filter(pc.equal(earlier["click"], 1))[f"{kind}_id"].to_pylist())
     drawn = truth()
@@ -232,7 +232,7 @@ def thrice(replicated: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def test_replicates_are_means_with_the_spread_of_training(thrice: Path) -> None:
+def test_replicates_are_averaged_with_the_spread_over_trainings(thrice: Path) -> None:
     found = json.loads((thrice / "comparison.json").read_text())
     drawn = truth()
     by_arm = {
@@ -256,7 +256,7 @@ def test_replicates_are_means_with_the_spread_of_training(thrice: Path) -> None:
     assert in_auc["interval"][0] < in_auc["gain"] < in_auc["interval"][1]
 
 
-def test_replicates_are_told_in_the_tables(thrice: Path) -> None:
+def test_replicates_are_shown_in_the_tables(thrice: Path) -> None:
     text = (thrice / "table.txt").read_text()
     assert "the interval is over users and 3 trainings, ± seeds its deviation over trainings" in text
     assert re.search(r"^side .* to .* % +0\.\d\d %  ", text, re.MULTILINE)
@@ -264,7 +264,7 @@ def test_replicates_are_told_in_the_tables(thrice: Path) -> None:
     assert "one training" not in text and "side: click better" in text.replace("conversion", "")
 
 
-def test_one_training_is_said_to_be_no_result(out: Path) -> None:
+def test_one_training_is_reported_as_no_result(out: Path) -> None:
     for name in ("table.txt", "table.md", "report.html"):
         text = (out / name).read_text()
         assert "withheld (one training: not a result)" in text and " better, " not in text
@@ -306,7 +306,7 @@ def test_arms_of_different_dates_are_refused(inputs: dict[str, Path], tmp_path: 
         run_compare({**inputs, "arm.side.0": odd}, tmp_path / "out")
 
 
-def test_replicates_of_different_datasets_are_told(replicated: dict[str, Path], tmp_path: Path) -> None:
+def test_replicates_with_different_datasets_give_a_warning(replicated: dict[str, Path], tmp_path: Path) -> None:
     given = dict(replicated)
     for arm in fabricated.ARMS:
         dataset = "other" if arm == "side" else "one"
@@ -315,7 +315,7 @@ def test_replicates_of_different_datasets_are_told(replicated: dict[str, Path], 
     assert warnings == ["arm side was trained on another dataset than none in replicate 1"]
 
 
-def test_comparison_has_the_promised_keys_and_every_arm(comparison: dict[str, Any]) -> None:
+def test_comparison_has_the_required_keys_and_every_arm(comparison: dict[str, Any]) -> None:
     assert list(comparison["arms"]) == ["none", "sid_ngram", "side"]
     for arm in comparison["arms"].values():
         assert set(arm) >= REQUIRED_ARM_KEYS
@@ -329,7 +329,7 @@ def test_comparison_has_the_promised_keys_and_every_arm(comparison: dict[str, An
     ]  # fmt: skip
 
 
-def test_side_is_better_and_the_reference_gains_nothing(comparison: dict[str, Any]) -> None:
+def test_side_is_better_and_the_reference_has_no_gain(comparison: dict[str, Any]) -> None:
     arms = {arm: values["tasks"]["click"]["metrics"]["ne"] for arm, values in comparison["arms"].items()}
     assert set(arms["none"]["over"]) == {"sid_ngram", "side"}
     assert arms["side"]["over"]["none"]["interval"][0] > 0
@@ -337,7 +337,7 @@ def test_side_is_better_and_the_reference_gains_nothing(comparison: dict[str, An
     assert over["gain"] == pytest.approx(1 - arms["side"]["value"] / arms["sid_ngram"]["value"])
 
 
-def test_roi_is_the_mean_gain_for_each_kib_of_gains_that_are_judged(thrice: Path, comparison: dict[str, Any]) -> None:
+def test_roi_is_the_mean_judged_gain_per_kib(thrice: Path, comparison: dict[str, Any]) -> None:
     found = json.loads((thrice / "comparison.json").read_text())
     arm = found["arms"]["side"]
     gains = [over_none(found, "side", task, "ne")["gain"] for task in arm["tasks"]]
@@ -347,7 +347,7 @@ def test_roi_is_the_mean_gain_for_each_kib_of_gains_that_are_judged(thrice: Path
     assert (once["roi"], once["roi_withheld"]) == (None, "gains are withheld")
 
 
-def test_what_did_not_converge_is_not_judged(replicated: dict[str, Path], tmp_path: Path) -> None:
+def test_verdict_is_withheld_without_convergence(replicated: dict[str, Path], tmp_path: Path) -> None:
     given = dict(replicated)
     for replicate in range(3):
         table, section = predictions(truth(), 0.45, 2 + 10 * replicate), fabricated.ranker_section("side", replicate)
@@ -363,27 +363,27 @@ def test_what_did_not_converge_is_not_judged(replicated: dict[str, Path], tmp_pa
     assert over_none({"arms": {"side": {"tasks": found}}}, "side", "click", "ne")["gain"] > 0
 
 
-def test_data_and_trainings_are_told(comparison: dict[str, Any], out: Path) -> None:
+def test_data_and_trainings_are_reported(comparison: dict[str, Any], out: Path) -> None:
     events = pa.concat_tables([fabricated.training_events(0), fabricated.training_events(1)])
     assert comparison["trained_on"] == {
         "click": {"rows": 3000, "positives": pc.sum(events["click"]).as_py()},
-        "conversion": {"rows": 0, "positives": 0},  # never judged there
+        "conversion": {"rows": 0, "positives": 0},  # they have no label there
     }
-    told = {"steps": 3000, "epochs": 1, "batch_size": 1024, "sparse_learning_rate": 0.025}
-    assert comparison["arms"]["side"]["training"].items() >= told.items()
+    settings = {"steps": 3000, "epochs": 1, "batch_size": 1024, "sparse_learning_rate": 0.025}
+    assert comparison["arms"]["side"]["training"].items() >= settings.items()
     assert "training.sparse_learning_rate: 0.05 in none, sid_ngram; 0.025 in side" in comparison["differs"]
     assert comparison["encoder"]["catalogue_items"] == 48
     assert "50.0 % of the catalogue's 48" in (out / "report.html").read_text()
 
 
-def test_the_report_has_the_runs_file(
+def test_report_has_the_runs_file(
     replicated: dict[str, Path], thrice: Path, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     page = (thrice / "report.html").read_text()
     text = html.unescape(re.findall(r"for <code>--config</code></summary><pre><code>(.*?)</code>", page, re.DOTALL)[0])
     values = yaml.safe_load(text)
     for section in ("prepare", "encoder"):
-        values.pop(section)  # fabricated, and not whole
+        values.pop(section)  # fabricated and incomplete
     config = parse(PipelineConfig, values, "pasted")
     assert config.arms == ("none", "sid_ngram", "side") and config.run.replicates == 3
     assert config.compare.resamples == 200 and config.materialize.prefix_lengths == {"sid": (5,)}
@@ -393,7 +393,9 @@ def test_the_report_has_the_runs_file(
     assert yaml.safe_load(text)["prepare"]["source"] == {"kind": "synthetic", "num_items": 50}
 
 
-def test_arms_that_no_file_can_say_have_none(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_report_has_no_run_file_when_no_single_file_resolves_to_the_arms(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     section = fabricated.ranker_section("side")
     section["training"]["batch_size"] = 64
     odd = ranker_output(tmp_path / "side", "side", predictions(truth(), 0.45, 2), section=section)
@@ -403,7 +405,7 @@ def test_arms_that_no_file_can_say_have_none(inputs: dict[str, Path], tmp_path: 
     assert "arms differ in training.batch_size: 1024 in none, sid_ngram; 64 in side" in page
 
 
-def test_files_hold_the_same_numbers(out: Path, comparison: dict[str, Any]) -> None:
+def test_files_contain_the_same_numbers(out: Path, comparison: dict[str, Any]) -> None:
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     figures = {
         f"figures/{kind.format(task)}.png"
@@ -452,7 +454,7 @@ def test_rows_without_a_label_do_not_count(inputs: dict[str, Path], comparison: 
     assert again["arms"]["side"]["tasks"] == comparison["arms"]["side"]["tasks"]
 
 
-def test_another_reference_turns_the_gains_around(
+def test_another_reference_reverses_the_gains(
     inputs: dict[str, Path], comparison: dict[str, Any], tmp_path: Path
 ) -> None:
     found = run_compare(inputs, tmp_path / "out", reference="side")
@@ -471,7 +473,7 @@ def test_an_arm_like_the_reference_is_marked_as_no_difference(inputs: dict[str, 
     assert "no difference shown" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_task_without_positives_is_said_to_be_undefined(tmp_path: Path) -> None:
+def test_task_without_positives_is_reported_as_undefined(tmp_path: Path) -> None:
     drawn = truth()
     drawn["conversion"] = np.minimum(drawn["conversion"], 0)
     arms = {
@@ -491,7 +493,7 @@ def test_a_task_without_positives_is_said_to_be_undefined(tmp_path: Path) -> Non
     assert not (tmp_path / "out" / "figures" / "ne_gain_conversion.png").exists()
 
 
-def test_differences_beside_the_arm_are_told(inputs: dict[str, Path], tmp_path: Path, capfd: Any) -> None:
+def test_differences_other_than_the_arm_give_warnings(inputs: dict[str, Path], tmp_path: Path, capfd: Any) -> None:
     table = predictions(truth(), 0.5, 0)
     odd = ranker_output(tmp_path / "side", "side", table, summary={"world_size": 8}, dataset="another")
     found = run_compare({**inputs, "arm.side.0": odd}, tmp_path / "out")
@@ -550,15 +552,13 @@ def test_predictions_that_cannot_be_paired_are_refused(
     assert not (tmp_path / "out" / "comparison.json").exists()
 
 
-def test_the_same_rows_in_another_order_are_the_same_rows(
-    inputs: dict[str, Path], comparison: dict[str, Any], tmp_path: Path
-) -> None:
+def test_order_of_the_rows_does_not_matter(inputs: dict[str, Path], comparison: dict[str, Any], tmp_path: Path) -> None:
     shuffled = np.random.default_rng(0).permutation(4000)
     same = {**inputs, "arm.side.0": altered(tmp_path / "side", lambda table: table.take(pa.array(shuffled)))}
     assert run_compare(same, tmp_path / "out")["arms"] == comparison["arms"]
 
 
-def test_rows_that_were_read_and_not_predicted_are_missed(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_rows_that_were_read_and_not_predicted_are_detected(inputs: dict[str, Path], tmp_path: Path) -> None:
     table = predictions(truth(), 0.45, 2)
     for read in (4000, 4001):
         path = ranker_output(tmp_path / f"{read}", "side", table, summary={"held_out_rows": read})
@@ -627,7 +627,7 @@ ACCURACY = Metric(
 )
 
 
-def test_a_metric_is_one_entry_of_the_registry(
+def test_registered_metric_appears_in_all_outputs(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(all_metrics(), "accuracy", ACCURACY)
@@ -653,7 +653,7 @@ def test_a_metric_is_one_entry_of_the_registry(
     assert "| click accuracy gain |" in page and "accuracy / accuracy(reference) - 1" in page
 
 
-def test_inputs_that_are_not_the_arms_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_inputs_that_are_not_valid_arms_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
     without = {name: path for name, path in inputs.items() if name != "arm.none.0"}
     with pytest.raises(DataError, match=r"reference='none': must be one of the arms given \(sid_ngram, side\)"):
         run_compare(without, tmp_path / "a")
@@ -674,7 +674,7 @@ def test_other_ranks_write_nothing(inputs: dict[str, Path], tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_commits_and_shows_the_table(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_command_commits_and_prints_the_table(inputs: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("compare: {resamples: 200}\n")
     pairs = [part for name, path in inputs.items() for part in ("--input", f"{name}={path}")]
     command = [sys.executable, "-m", "sidestack.pipelines.compare", "--config", str(tmp_path / "run.yaml"), *pairs]

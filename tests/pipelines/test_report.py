@@ -87,7 +87,7 @@ def between(gain: float, below: float, above: float) -> Gain:
     return Gain(gain=gain, interval=(gain - below, gain + above), replicates=(0.001, 0.004), seeds=0.0021)
 
 
-def nothing(num: int, positives: int) -> TaskResult:
+def undefined_task(num: int, positives: int) -> TaskResult:
     """Return the results of a task whose metrics are not defined."""
     return TaskResult(num=num, positives=positives, metrics={name: MetricResult(value=None) for name in all_metrics()})
 
@@ -130,12 +130,12 @@ LEARNED = Learning(train_ne=0.66, late_fall=0.01)
 def comparison(
     learning: Mapping[str, Learning | None] | None = None, rules: VerdictConfig | None = None, **changes: Any
 ) -> Comparison:
-    """Return a comparison of two trainings of each arm, which learned but for those that `learning` names."""
+    """Return a judged comparison with two trainings of each arm; `learning` replaces the learning of some arms."""
     given, rules = unjudged(**changes), rules or VerdictConfig()
     results = {task: {name: one.tasks[task] for name, one in given.arms.items()} for task in given.tasks}
-    told = {name: (learning or {}).get(name, LEARNED) for name in given.arms}
+    learnings = {name: (learning or {}).get(name, LEARNED) for name in given.arms}
     judged = {
-        task: with_verdicts(of_task, told, rules, given.reference, given.replicates)
+        task: with_verdicts(of_task, learnings, rules, given.reference, given.replicates)
         for task, of_task in results.items()
     }
     arms = {
@@ -229,11 +229,11 @@ FLOPs: matrix products of the dense part, forward; lookups and attention are not
 """
 
 
-def test_terminal_table_is_exactly_this() -> None:
+def test_terminal_table_matches_the_expected_text() -> None:
     assert as_text(comparison()) == TABLE
 
 
-def test_few_trainings_of_one_arm_tell_nothing_together() -> None:
+def test_pooled_deviation_is_explained_only_for_three_arms() -> None:
     arms = unjudged().arms
     alone = {"none": arms["none"], "baseline": arms["side"]}
     text = as_text(comparison(arms=alone))
@@ -241,7 +241,7 @@ def test_few_trainings_of_one_arm_tell_nothing_together() -> None:
     assert "pooled over 3 arms" in as_text(comparison())
 
 
-def test_an_arm_without_sums_takes_no_other_pairs_deviation_away() -> None:
+def test_arm_without_sums_is_left_out_of_the_pooled_deviation() -> None:
     sums_R = {"a": np.array([1.0, 1.1]), "b": np.array([1.2, 1.2]), "c": np.array([0.9, 1.0]), "empty": np.zeros(2)}
     drawn_B = np.ones(8)
     sums = {name: {"ne": Sums(trained_R, drawn_B)} for name, trained_R in sums_R.items()}
@@ -259,7 +259,7 @@ def test_terminal_table_stays_aligned_with_long_names() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
-def test_warnings_stand_below_the_table() -> None:
+def test_warnings_are_printed_below_the_table() -> None:
     assert as_text(comparison(warnings=("arms ran apart",))).endswith("arms ran apart\n")
 
 
@@ -272,8 +272,8 @@ def test_footnote_on_zero_only_when_something_is_marked() -> None:
     ("num", "positives", "reason"),
     [(0, 0, "no labelled rows"), (9, 0, "no positives"), (9, 9, "no negatives")],
 )
-def test_what_is_not_defined_is_said_in_words(num: int, positives: int, reason: str) -> None:
-    arms = {name: arm(old.tasks["click"], nothing(num, positives)) for name, old in comparison().arms.items()}
+def test_undefined_metrics_are_named_with_the_reason(num: int, positives: int, reason: str) -> None:
+    arms = {name: arm(old.tasks["click"], undefined_task(num, positives)) for name, old in comparison().arms.items()}
     given = comparison(arms=arms)
     assert f"conversion  undefined ({reason})" in as_text(given)
     assert f"conversion: undefined ({reason})" in as_markdown(given)
@@ -313,7 +313,7 @@ def test_pairs_leave_the_reference_out() -> None:
     assert [row[:3] for row in block.rows] == [("side over sid_ngram", "click", "+3.80 %  ")]
 
 
-def test_ordering_is_told_by_its_gains() -> None:
+def test_gains_block_shows_the_gains_in_auc_and_gauc() -> None:
     none, ngram, side = gains_block(comparison(), "click").rows
     assert none == ("none", *("reference  ", "", "") * 2)
     in_auc, in_gauc = ("+0.12 %  ", "+0.02 to +0.32 %", "0.21 %"), ("+0.24 %  ", "+0.04 to +0.44 %", "0.21 %")
@@ -322,7 +322,7 @@ def test_ordering_is_told_by_its_gains() -> None:
     assert side[1] == "+0.50 %  "
 
 
-def test_a_gain_that_is_not_defined_is_left_out() -> None:
+def test_undefined_gain_is_left_out() -> None:
     arms = comparison().arms
     click = arms["side"].tasks["click"]
     click = click.model_copy(update={"metrics": {**click.metrics, "gauc": MetricResult(value=None)}})
@@ -331,7 +331,7 @@ def test_a_gain_that_is_not_defined_is_left_out() -> None:
     assert re.search(r"^side .* 0.8800 +1.010$", as_text(comparison(arms=arms)), re.MULTILINE)
 
 
-def test_segments_are_told_with_their_rows_and_gaps() -> None:
+def test_segments_are_shown_with_their_rows_and_without_undefined_gains() -> None:
     block = segment_blocks(comparison())[0]
     assert (block.title, block.columns) == ("click, by user", ("click 0", "click 1-2"))
     rows = [tuple(cell.replace("\u00a0", " ") for cell in row) for row in block.rows]
@@ -339,7 +339,7 @@ def test_segments_are_told_with_their_rows_and_gaps() -> None:
     assert "-0.15 to +0.25 %" in segment_blocks(comparison())[2].rows[1][2].replace("\u00a0", " ")
 
 
-def test_trainings_are_told_where_there_are_several() -> None:
+def test_trainings_are_shown_when_there_are_several() -> None:
     given = comparison()
     block = trainings_block(given, "click")
     assert block.columns == ("training 0", "training 1") and block.rows[0] == ("none", "0.6668", "0.6688")
@@ -364,7 +364,7 @@ FALLING = {"side": Learning(train_ne=0.9, late_fall=0.0812)}
 WORDS = "withheld (side has not converged: training NE fell by 8.1 % in the last quarter)"
 
 
-def test_a_withheld_verdict_is_told_in_the_same_words_everywhere() -> None:
+def test_withheld_verdict_has_the_same_words_everywhere() -> None:
     given = comparison(learning=FALLING)
     assert lead(given)[1].startswith(f"side: click and conversion {WORDS}; ")
     assert WORDS in re.sub(r"\n  ", " ", as_text(given)) and WORDS in as_markdown(given)
@@ -385,14 +385,14 @@ def test_a_withheld_gain_is_in_no_headline_and_is_marked_in_the_details() -> Non
     assert [row[:3] for row in withheld_block(given).rows] == [
         ("side", "click", "+4.96 % ?"), ("side", "conversion", "+2.11 % ?"),
     ]  # fmt: skip
-    assert between_block(given).rows[0][2] == "+3.80 % ?"  # of side over another arm
+    assert between_block(given).rows[0][2] == "+3.80 % ?"  # side over another arm
     assert gains_block(given, "click").rows[2][1::3] == ("+0.50 % ?", "+0.99 % ?")
     assert segment_blocks(given)[0].rows[2][2].startswith("+4.96\u00a0%\u00a0?")
     assert return_block(given).rows[2][1] == "withheld" and return_block(given).rows[1][1] == "+0.63 %"
     assert "Measured, and withheld" in render_page(given, (), {}, NO_FILE) and "Measured, and" not in page()
 
 
-def test_one_training_reads_nowhere_as_a_result() -> None:
+def test_one_training_is_never_shown_as_a_result() -> None:
     given = comparison(replicates=1)
     words = "withheld (one training: not a result)"
     assert [words in line for line in lead(given)] == [True, True]
@@ -402,7 +402,7 @@ def test_one_training_reads_nowhere_as_a_result() -> None:
     assert all(cell.endswith("?") for cell in cells)
 
 
-def test_gauc_of_few_users_is_marked_and_the_others_are_not() -> None:
+def test_only_the_gauc_of_few_users_is_marked() -> None:
     few = comparison(rules=VerdictConfig(min_users=1500))
     text = as_text(few)
     assert re.search(r"^side .* 0.8800 +0.8000 \? +1.010$", text, re.MULTILINE)
@@ -417,7 +417,7 @@ def test_segments_of_few_positives_are_marked() -> None:
     assert "click better" in lead(given)[1]
 
 
-def test_why_there_is_no_return_is_said() -> None:
+def test_reason_for_a_withheld_roi_is_shown() -> None:
     arms = comparison().arms
     side = arms["side"].model_copy(update={"roi": None, "roi_withheld": "gains are withheld"})
     given = comparison(arms={**arms, "side": side})
@@ -425,7 +425,7 @@ def test_why_there_is_no_return_is_said() -> None:
     assert "RoI of side is withheld: gains are withheld" in as_text(given)
 
 
-def test_a_return_of_gains_that_are_not_shown_is_marked() -> None:
+def test_roi_of_gains_within_noise_is_marked() -> None:
     arms = unjudged().arms
     flat = arms["sid_ngram"].tasks["conversion"]
     tasks = {"click": flat, "conversion": flat}
@@ -434,7 +434,7 @@ def test_a_return_of_gains_that_are_not_shown_is_marked() -> None:
     assert return_block(comparison()).rows[1][1:3] == ("+0.63 %", "+0.53 %")
 
 
-def test_trainings_are_told_with_their_steps_and_curves() -> None:
+def test_trainings_are_shown_with_their_steps_and_curves() -> None:
     learning = Learning(train_ne=0.7, late_fall=0.0213, lowest_validation_ne=0.71, last_validation_ne=0.72)
     given = comparison(learning={"side": learning})
     assert training_block(given).rows[2] == ("side", "564", "1", "1,024", "0.0125", "0.004")
@@ -474,17 +474,17 @@ def all_plots() -> tuple[Plot, ...]:
 
 
 @pytest.mark.parametrize("plot", all_plots(), ids=lambda plot: plot.name)
-def test_figures_are_whole_and_reproducible(plot: Plot) -> None:
+def test_figures_are_complete_and_reproducible(plot: Plot) -> None:
     light, dark = render(plot, LIGHT, "svg"), render(plot, DARK, "svg")
     assert light == render(plot, LIGHT, "svg")
     assert light != dark
     root = ElementTree.fromstring(light)
     assert root.tag.endswith("svg")
-    assert not list(root.iter("{http://www.w3.org/2000/svg}text")), "letters are outlines, alike on every machine"
+    assert not list(root.iter("{http://www.w3.org/2000/svg}text")), "text is drawn as outlines, equal on every machine"
     assert render(plot, LIGHT, "png").startswith(b"\x89PNG\r\n")
 
 
-def test_figures_tell_their_content_in_words() -> None:
+def test_figures_have_a_text_of_their_content() -> None:
     texts = {plot.name: plot.text for plot in all_plots()}
     assert texts["ne_gain_click"] == "NE gain, click over none: sid_ngram +1.21 %, side +4.96 %"
     assert "side ends at 0.6400" in texts["learning_click"]
@@ -499,14 +499,14 @@ def test_without_history_there_is_no_learning_curve() -> None:
     assert "learning_click" not in names and "learning_conversion" in names
 
 
-def test_an_arm_has_one_colour_whatever_arms_stand_beside_it() -> None:
+def test_arm_has_the_same_colour_in_any_set_of_arms() -> None:
     arms = comparison().arms
     fewer = unjudged(arms={"side": arms["side"], "zz_new": arms["none"]})
     assert arm_colors(fewer, LIGHT)["side"] == arm_colors(comparison(), LIGHT)["side"]
     assert len(set(arm_colors(fewer, LIGHT).values())) == 2
 
 
-def test_arms_without_a_kinds_name_take_colours_by_turns() -> None:
+def test_arms_of_no_known_kind_cycle_through_the_colours() -> None:
     arm = comparison().arms["none"]
     others = [f"other_{n}" for n in range(8)]
     colors = arm_colors(unjudged(arms=dict.fromkeys([*others, "kmeans"], arm)), DARK)
@@ -521,7 +521,7 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_colours_can_be_read_on_their_page(theme: Theme) -> None:
+def test_colours_have_enough_contrast_with_the_page(theme: Theme) -> None:
     def contrast(color: str) -> float:
         low, high = sorted((luminance(color), luminance(theme.paper)))
         return (high + 0.05) / (low + 0.05)
@@ -578,7 +578,7 @@ def test_labels_of_equal_ends_are_moved_apart() -> None:
 
 
 class Balance(HTMLParser):
-    """Collects what the page would load, and fails on tags that do not close in order."""
+    """A parser that collects what the page would load, and fails on tags that do not close in order."""
 
     VOID = {"meta", "img", "source", "br", "link"}
 
@@ -616,7 +616,7 @@ def test_page_is_well_formed_and_loads_nothing() -> None:
     assert "prefers-color-scheme: dark" in style and 'name="viewport"' in text
 
 
-def test_page_says_what_was_run() -> None:
+def test_page_describes_the_run() -> None:
     text = page(warnings=("arms ran apart",))
     for expected in (
         "made by hand", "c0ffee" * 10, "2017-09-10 to 2017-11-11", "2017-11-12 to 2017-12-09", "torch 2.13.0",
@@ -632,7 +632,7 @@ def test_page_says_what_was_run() -> None:
     assert "not one run's file: nobody wrote it" in alone and "for <code>--config" not in alone
 
 
-def test_page_escapes_what_it_was_given() -> None:
+def test_page_escapes_html() -> None:
     text = page(origin="<script>alert(1)</script>")
     assert "<script>" not in text and "&lt;script&gt;" in text
 
@@ -644,10 +644,10 @@ def test_learning_curve_is_the_training_ne_of_the_task() -> None:
         "train_conversion_ne": [(2.0, 0.9)], "learning_rate": [],
     }  # fmt: skip
     assert learning_curve(curves, "click") == curve
-    assert learning_curve({"train_click_late_ne": curve}, "click") == []  # of a task whose name begins alike
+    assert learning_curve({"train_click_late_ne": curve}, "click") == []  # of a task whose name has the same prefix
 
 
-def test_curves_leave_out_what_is_null(tmp_path: Path) -> None:
+def test_curves_leave_out_nulls(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text('{"step": 1, "a": null, "b": 2}\n{"step": 2, "a": 0.5}\n')
     assert read_curves(tmp_path) == {"a": [(2.0, 0.5)], "b": [(1.0, 2.0)]}
     assert read_curves(tmp_path / "nowhere") == {}
@@ -663,7 +663,7 @@ def test_an_encoder_without_measures_is_refused(tmp_path: Path, text: str) -> No
         read_encoder(tmp_path)
 
 
-def test_tables_that_arms_share_are_told_once_and_those_of_sids_arm_by_arm() -> None:
+def test_shared_tables_are_listed_once_and_tables_of_sids_for_each_arm() -> None:
     block = tables_block(comparison())
     assert block.columns == ("table", "possible ids", "ids seen", "rows", "share a row", "never seen", "bytes")
     assert block.rows == (

@@ -44,20 +44,20 @@ USERS = "users/part-00000.parquet"
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A right folder, for tests that leave it as it is."""
+    """Write a valid folder, for tests that do not change it."""
     return write_folder(tmp_path_factory.mktemp("good") / "own", days=4)
 
 
 @pytest.fixture(scope="module")
 def prepared(good: Path) -> Path:
-    """The snapshot of the right folder."""
+    """Prepare the snapshot of the valid folder."""
     run_prepare(ALONE, tables_config(good), good.parent / "out")
     return good.parent / "out"
 
 
 @pytest.fixture
 def own(good: Path, tmp_path: Path) -> Path:
-    """A copy of the right folder, to be spoiled."""
+    """Return a copy of the valid folder, for tests that change it."""
     return Path(shutil.copytree(good, tmp_path / "own"))
 
 
@@ -66,7 +66,7 @@ def rows_of(out: Path) -> pa.Table:
 
 
 def refused(folder: Path, message: str, **settings: Any) -> str:
-    """Check that a folder is refused, and that nothing stays of the snapshot; return the whole message."""
+    """Check that a folder is refused and that nothing of the snapshot is left; return the error's message."""
     out = folder.parent / "out"
     with pytest.raises(SidestackError, match=message) as caught:
         run_prepare(ALONE, tables_config(folder, **settings), out)
@@ -84,7 +84,7 @@ def late_history(content: pa.Table) -> pa.Table:
 
 
 def null_in_history(content: pa.Table) -> pa.Table:
-    """Put in a null as the newest entry, which would hide one of the future from the check of times."""
+    """Put in a null as the newest entry, which would hide an entry of the future from the check of times."""
     times = content["history_times"][30].as_py()
     late = np.datetime64("2030-01-01", "us").astype(object)
     return with_value("history_times", 30, [late, *times[1:-1], None])(content)
@@ -195,7 +195,7 @@ def test_bad_rows_are_refused(kind: str, own: Path) -> None:
 
 
 @pytest.mark.parametrize("zone", ["Asia/Kolkata", "America/Los_Angeles"])
-def test_a_late_entry_is_told_by_its_stored_time_whatever_the_machines_zone(
+def test_late_history_entry_is_reported_by_its_stored_time_in_any_time_zone(
     zone: str, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed(own, EVENTS, late_history)
@@ -209,7 +209,7 @@ def test_a_late_entry_is_told_by_its_stored_time_whatever_the_machines_zone(
         time.tzset()
 
 
-def test_a_count_that_the_description_has_wrong_is_named(own: Path) -> None:
+def test_wrong_count_in_the_description_is_named(own: Path) -> None:
     changed(own, ITEMS, lambda t: t.slice(0, 59))
     assert str(own / "items") in refused(own, r"holds 59 rows, dataset.json says num_items=60")
 
@@ -268,26 +268,26 @@ def test_bad_files_are_refused(kind: str, own: Path) -> None:
     refused(own, message)
 
 
-def test_a_file_cut_inside_is_refused_where_only_its_bytes_are_hashed(own: Path) -> None:
+def test_truncated_file_is_refused_when_only_its_bytes_are_hashed(own: Path) -> None:
     truncate(own / EVENTS)
     refused(own, r"date=2024-01-02/part-00000.parquet: cannot be read as Parquet", identify="sha256")
 
 
-def test_bytes_spoiled_before_the_footer_are_named(own: Path) -> None:
+def test_corrupt_bytes_before_the_footer_are_named(own: Path) -> None:
     whole = (own / EVENTS).read_bytes()
     (own / EVENTS).write_bytes(whole[:4] + bytes(200) + whole[204:])
     refused(own, r"date=2024-01-02/part-00000.parquet, row group 0: cannot be decoded")
 
 
 def second_file(folder: Path, change: Change) -> Path:
-    """Add a changed copy of a date's file to the date, its requests numbered anew."""
+    """Add a changed copy of a date's file to the date, with new ids of its requests."""
     file = (folder / EVENTS).with_name("part-00001.parquet")
     renumbered = with_column("request_id", lambda ids: [one + 1000 for one in ids])
     rewrite(file, change(renumbered(read(folder / EVENTS))))
     return file
 
 
-def test_a_file_that_comes_twice_on_a_date_is_refused(own: Path) -> None:
+def test_duplicate_file_on_a_date_is_refused(own: Path) -> None:
     copy = shutil.copy(own / EVENTS, (own / EVENTS).with_name("part-00001.parquet"))
     for kind in ("none", "user_time", "request_id"):
         assert str(own / EVENTS) in refused(own, f"{copy}: is the same file as", requests=kind)
@@ -298,9 +298,9 @@ def test_a_file_under_another_date_is_refused(own: Path) -> None:
     refused(own, r"date=2024-01-05/.*column 'event_time': must lie on 2024-01-05")
 
 
-def test_a_request_that_comes_twice_in_a_date_is_refused(own: Path) -> None:
+def test_request_with_rows_apart_in_a_date_is_refused(own: Path) -> None:
     rows = read(own / EVENTS)
-    rewrite(own / EVENTS, pa.concat_tables([rows.slice(1), rows.slice(0, 1)]))  # its rows lie apart
+    rewrite(own / EVENTS, pa.concat_tables([rows.slice(1), rows.slice(0, 1)]))  # its rows are apart
     first = rows["request_id"][0].as_py()
     refused(own, rf"events/date=2024-01-02: column 'request_id': request {first} comes twice")
 
@@ -310,7 +310,9 @@ def test_rows_of_one_request_that_differ_are_refused(own: Path) -> None:
     assert rows["request_id"][0] == rows["request_id"][1]
     changed(own, EVENTS, with_value("user_id", 1, (rows["user_id"][1].as_py() + 1) % 20))
     refused(own, r"events/date=2024-01-02: column 'user_id': must be equal in all rows of a request; request")
-    rewrite(own / EVENTS, with_column("request_id", lambda ids: [ids[0]] * len(ids))(rows))  # renumbered: all are one
+    rewrite(
+        own / EVENTS, with_column("request_id", lambda ids: [ids[0]] * len(ids))(rows)
+    )  # all rows are of one request
     refused(own, r"events/date=2024-01-02: column '(user_id|event_time)': must be equal in all rows of a request")
 
 
@@ -322,8 +324,8 @@ def test_rows_of_one_request_that_differ_are_refused(own: Path) -> None:
         (lambda t: t.drop_columns(["seen"]), "column 'seen' is missing, in .* it is int64"),
     ],
 )
-def test_a_column_that_is_new_gone_or_of_another_type_is_named(change: Change, message: str, own: Path) -> None:
-    """In another file of a date, and on another date, also one that comes later."""
+def test_added_removed_or_retyped_column_is_named(change: Change, message: str, own: Path) -> None:
+    """This holds for another file of a date, and for another date, even a later one."""
 
     def seen(rows: pa.Table) -> pa.Table:
         return rows.append_column("seen", pa.array(range(rows.num_rows)))
@@ -348,8 +350,8 @@ def test_a_new_column_of_a_part_is_named(own: Path) -> None:
     refused(own, "items/part=00001: column 'price' is double, in items/part=00000 it is missing")
 
 
-def test_further_columns_are_carried_along_in_any_order_and_nullability(own: Path) -> None:
-    """The contract's columns may come in any order, too, and another writer may have left out `not null`."""
+def test_further_columns_are_kept_in_any_order_and_nullability(own: Path) -> None:
+    """The contract's columns may be in any order, too, and another writer may have left out `not null`."""
 
     def with_further(rows: pa.Table) -> pa.Table:
         return rows.append_column("zeal", pa.array(np.arange(50.0))).append_column("app", pa.array(["x"] * 50))
@@ -415,15 +417,15 @@ def test_files_of_a_table_may_have_further_columns_in_different_layouts(own: Pat
     assert joined(own.parent / "out", ["page"])["page"].unique().to_pylist() == ["home"]
 
 
-def test_all_columns_of_a_wrong_type_are_told_at_once(own: Path) -> None:
+def test_all_columns_of_a_wrong_type_are_reported_together(own: Path) -> None:
     narrow = with_column("user_id", list, pa.int32())(with_column("click", list, pa.int64())(read(own / EVENTS)))
     rewrite(own / EVENTS, narrow.drop_columns(["slot"]))
     message = refused(own, "column 'user_id' has type int32, must be int64")
     assert "column 'click' has type int64, must be int8" in message and "column 'slot' is missing" in message
 
 
-def test_types_of_another_writer_are_told_of_all_tables_at_once(own: Path) -> None:
-    """As Spark and polars have them: zoned times, doubles, ids and labels of other widths."""
+def test_wrong_types_of_all_tables_are_reported_together(own: Path) -> None:
+    """Spark and polars write such types: zoned times, doubles, ids and labels of other widths."""
     items, users, events = (read(own / name) for name in (ITEMS, USERS, EVENTS))
     rewrite(own / ITEMS, with_column("item_id", list, pa.int32())(with_column("brand", list, pa.int64())(items)))
     rewrite(own / USERS, with_column("user_id", lambda ids: map(str, ids), pa.string())(users))
@@ -444,12 +446,12 @@ def test_types_of_another_writer_are_told_of_all_tables_at_once(own: Path) -> No
         (newest, "event_time", r"timestamp[us, tz=UTC], must be timestamp[us]"),
     ]
     assert set(message.splitlines()[1:]) == {
-        f"{own / file}: column {name!r} has type {told}" for file, name, told in wrong
+        f"{own / file}: column {name!r} has type {rule}" for file, name, rule in wrong
     }
 
 
-def test_right_tables_become_the_snapshot(good: Path, prepared: Path) -> None:
-    """Whatever the row groups of the user's files."""
+def test_valid_tables_become_the_snapshot(good: Path, prepared: Path) -> None:
+    """The row groups of the user's files do not matter."""
     verify(prepared)
     dataset = read_dataset(prepared)
     dataset.verify(ALONE, dataset.snapshot.partitions)
@@ -505,7 +507,7 @@ def test_requests_of_the_column_are_the_default(good: Path, prepared: Path, own:
 
 
 @pytest.mark.parametrize("has_ids", [True, False])
-def test_without_requests_every_impression_is_one(has_ids: bool, own: Path, prepared: Path) -> None:
+def test_every_impression_is_a_request_without_requests(has_ids: bool, own: Path, prepared: Path) -> None:
     if not has_ids:
         for number in range(4):
             changed(own, str(day_file(own, day_at(number)).relative_to(own)), lambda t: t.drop_columns(["request_id"]))
@@ -515,8 +517,8 @@ def test_without_requests_every_impression_is_one(has_ids: bool, own: Path, prep
     assert rows.drop_columns(["request_id"]).equals(rows_of(prepared).drop_columns(["request_id"]))
 
 
-def test_rows_of_one_user_and_time_are_brought_together(own: Path, prepared: Path) -> None:
-    """Wherever they lie in the date; requests come in order of time, rows of one in the order they had."""
+def test_rows_of_one_user_and_time_are_grouped_into_a_request(own: Path, prepared: Path) -> None:
+    """Rows are grouped from anywhere in the date; requests are in order of time, and their rows keep their order."""
     order = np.random.default_rng(3).permutation(50)
     rows = read(own / EVENTS).take(pa.array(order))
     rewrite(own / EVENTS, with_column("request_id", lambda ids: range(len(ids)))(rows))
@@ -533,7 +535,7 @@ def test_rows_of_one_user_and_time_are_brought_together(own: Path, prepared: Pat
 
 
 @pytest.mark.parametrize("requests", ["request_id", "user_time", "none"])
-def test_labels_may_lie_apart(requests: str, own: Path) -> None:
+def test_labels_may_be_in_files_of_their_own(requests: str, own: Path) -> None:
     run_prepare(ALONE, tables_config(own, requests=requests), own.parent / "within" / "out")
     labels_apart(own, day_at(1))
     run_prepare(ALONE, tables_config(own, requests=requests), own.parent / "apart" / "out")
@@ -541,7 +543,7 @@ def test_labels_may_lie_apart(requests: str, own: Path) -> None:
     assert apart.equals(within)
 
 
-def test_labels_that_do_not_fit_their_events_are_refused(own: Path) -> None:
+def test_labels_that_do_not_match_their_events_are_refused(own: Path) -> None:
     labels = day_file(own, day_at(1), "labels")
     both = read(own / EVENTS)
     labels_apart(own, day_at(1))
@@ -571,7 +573,7 @@ def test_labels_of_another_writer_may_be_declared_not_null(own: Path, prepared: 
 
 
 def test_labels_are_null_until_their_followup_is_over(good: Path, own: Path) -> None:
-    """Against a plain loop: a label is known where its time is over before the snapshot's end."""
+    """A plain loop gives the same: a label is known if its follow-up ended before the snapshot's end."""
     followup = {"click": 0.25, "conversion": 1.5}
     config = tables_config(own, followup_days=followup, test_days=1, as_of=day_at(4))
     run_prepare(ALONE, config, own.parent / "out")
@@ -586,23 +588,23 @@ def test_labels_are_null_until_their_followup_is_over(good: Path, own: Path) -> 
     assert read_dataset(own.parent / "out").spec.followup_days == followup
 
 
-def test_the_folder_or_the_configuration_says_how_long_labels_take(own: Path) -> None:
+def test_followup_is_set_by_the_folder_or_by_the_configuration(own: Path) -> None:
     described(own / EVENTS, followup_days={"click": 0.25, "conversion": 3})
     run_prepare(ALONE, tables_config(own, as_of=day_at(4), test_days=1), own.parent / "said")
     settings = {"followup_days": {"conversion": 1}, "as_of": day_at(4), "test_days": 1}
     run_prepare(ALONE, tables_config(own, **settings), own.parent / "out")
-    said, laid_over = (read_dataset(own.parent / name).spec.followup_days for name in ("said", "out"))
-    assert (said, laid_over) == ({"click": 0.25, "conversion": 3}, {"click": 0.25, "conversion": 1})
+    of_folder, laid_over = (read_dataset(own.parent / name).spec.followup_days for name in ("said", "out"))
+    assert (of_folder, laid_over) == ({"click": 0.25, "conversion": 3}, {"click": 0.25, "conversion": 1})
     known = [len(rows_of(own.parent / name)["conversion"].drop_null()) for name in ("said", "out")]
     assert known == [50, 150]
 
 
-def test_a_followup_of_no_task_is_refused(own: Path) -> None:
+def test_followup_of_an_unknown_task_is_refused(own: Path) -> None:
     refused(own, "prepare.source.followup_days.buy: is no task; tasks are click, conversion", followup_days={"buy": 3})
 
 
-def test_another_followup_makes_the_labels_anew(own: Path) -> None:
-    """Two follow-ups whose ends fall on one moment, each of another date's, are not mixed up."""
+def test_labels_are_made_again_when_the_followup_changes(own: Path) -> None:
+    """Two follow-ups of different dates that end at the same moment are not confused."""
     outs = [own.parent / f"out{days}" for days in (1, 2)]
     for days, out in zip((1, 2), outs, strict=True):
         values = tables_config(own, followup_days={"conversion": days}, as_of=day_at(4), test_days=1)
@@ -613,8 +615,8 @@ def test_another_followup_makes_the_labels_anew(own: Path) -> None:
     assert known == [[0, 0, 0, 50], [0, 0, 50, 50]]
 
 
-def test_a_task_given_another_makes_its_labels_anew_and_no_event(own: Path) -> None:
-    """What is counted of a task depends on the task it is given."""
+def test_only_labels_are_made_again_when_the_parent_of_a_task_changes(own: Path) -> None:
+    """The counts of a task depend on its parent."""
     first, second = own.parent / "first", own.parent / "second"
     run_prepare(ALONE, tables_config(own), first)
     described(own / EVENTS, tasks={"click": {}, "conversion": {}})
@@ -650,8 +652,8 @@ def test_a_date_without_rows_is_an_empty_partition(own: Path) -> None:
     assert rows_of(own.parent / "out").num_rows == 150
 
 
-def test_empty_files_beside_others_are_no_rows_twice(own: Path, prepared: Path) -> None:
-    """Some writers leave empty files; all of them have one footer."""
+def test_empty_files_are_not_taken_for_duplicates(own: Path, prepared: Path) -> None:
+    """Some writers leave empty files, which all have the same footer."""
     empty = read(own / EVENTS).slice(0, 0)
     for name in ("empty-0.parquet", "empty-1.parquet"):
         rewrite((own / EVENTS).with_name(name), empty)
@@ -659,7 +661,7 @@ def test_empty_files_beside_others_are_no_rows_twice(own: Path, prepared: Path) 
     assert rows_of(own.parent / "out").equals(rows_of(prepared))
 
 
-def test_a_later_part_revises_rows_and_goes_on_numbering(own: Path) -> None:
+def test_later_part_revises_rows_and_continues_the_numbering(own: Path) -> None:
     items = read(own / ITEMS)
     without_counts(own)
     rewrite(own / ITEMS, items.slice(0, 48))
@@ -672,7 +674,7 @@ def test_a_later_part_revises_rows_and_goes_on_numbering(own: Path) -> None:
     assert content(dataset, "items")["item_id"].to_pylist() == [*range(48), 5, *range(48, 60)]
 
 
-def test_a_part_that_comes_twice_brings_nothing_new_and_one_out_of_order_is_refused(own: Path) -> None:
+def test_duplicate_part_adds_nothing_and_part_out_of_order_is_refused(own: Path) -> None:
     shutil.copy(own / ITEMS, own / "items" / "part-00001.parquet")
     run_prepare(ALONE, tables_config(own), own.parent / "twice")
     dataset = read_dataset(own.parent / "twice")
@@ -697,8 +699,8 @@ def test_parts_are_known_from_their_date_on(own: Path) -> None:
     assert counts == {2: (1, 48), 3: (2, 60), 4: (2, 60)}
 
 
-def test_an_event_with_an_item_that_comes_later_is_refused_also_where_it_was_made_before(own: Path) -> None:
-    """The date's partition is right for a later snapshot; the earlier one does not know the item."""
+def test_event_with_a_later_item_is_refused_even_if_its_partition_exists(own: Path) -> None:
+    """The date's partition is valid for a later snapshot, but the earlier snapshot does not know the item."""
     without_counts(own)
     add_items(own, 0, 48)
     add_items(own, 48, 60, "date=2024-01-04/part-00000.parquet")
@@ -706,5 +708,5 @@ def test_an_event_with_an_item_that_comes_later_is_refused_also_where_it_was_mad
     refused(own, r"(events|requests)/date=2024-01-03: item_id \d+ is outside the table \[0, 48\)", as_of=day_at(3))
 
 
-def test_an_end_before_the_log_is_refused(own: Path) -> None:
+def test_end_before_the_log_is_refused(own: Path) -> None:
     refused(own, "events: holds no Parquet file in a folder date=YYYY-MM-DD before 2024-01-01", as_of=day_at(0))

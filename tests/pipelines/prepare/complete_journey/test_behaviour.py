@@ -1,4 +1,4 @@
-"""The behavioural embedding: against plain counting, and what it must not depend on."""
+"""The behavioural embedding: equal to plain counting, and independent of the order of lines and of threads."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CONFIG = BehaviourConfig(dim=4, min_baskets=3)
 
 
 def grouped_lines(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Baskets that hold items of one of four groups; the last items are bought once or never."""
+    """Return lines of baskets that have items of one of four groups; the last items are bought once or never."""
     rng = np.random.default_rng(seed)
     baskets_P = np.repeat(np.arange(400), 5)
     items_P = 4 * rng.integers(12, size=len(baskets_P)) + baskets_P % 4
