@@ -159,7 +159,7 @@ def _read(file: Path) -> bytes:
         return b""
 
 
-def test_directory_without_a_manifest_is_neither_done_nor_overwritten(
+def test_directory_without_a_manifest_is_neither_reused_nor_overwritten(
     first: "subprocess.CompletedProcess[str]", base: Path
 ) -> None:
     out = again(base)

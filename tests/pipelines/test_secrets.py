@@ -66,7 +66,7 @@ def arguments_of_processes() -> Iterator[set[str]]:
 
 
 def holding(folder: Path, text: str) -> list[Path]:
-    """Return the files below a folder that hold a text."""
+    """Return the files below a folder that contain a text."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return [file for file in files if text.encode() in file.read_bytes()]
 

@@ -63,7 +63,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data") / "dataset", days=days)
 
 
-def test_small_dates_are_taken_whole(dataset: Path) -> None:
+def test_small_dates_are_sampled_completely(dataset: Path) -> None:
     snapshot = read_dataset(dataset)
     rng = np.random.default_rng(0)
     first, second, third = snapshot.dates()

@@ -18,7 +18,7 @@ def key_at(end: datetime | None, followup: dict[str, float] = FOLLOWUP) -> str:
 
 
 def test_key_of_labels_changes_while_more_of_them_become_known() -> None:
-    """From three days after the date's first moment to three days after its last."""
+    """The key changes from three days after the date's first moment to three days after its last moment."""
     begins = datetime(2024, 1, 13)
     keys = [key_at(begins + timedelta(hours=hours)) for hours in range(-48, 72, 6)]
     before, within, after = keys[:9], keys[9:12], keys[12:]

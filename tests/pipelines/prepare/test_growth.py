@@ -245,7 +245,7 @@ def test_labels_mature_later_and_nothing_else_is_made_again(log: tuple[Snapshots
 
 
 def test_each_date_is_made_once_and_its_labels_twice(log: tuple[Snapshots, Path]) -> None:
-    """Labels are made before their follow-up begins and after it ended, not on each date between."""
+    """A date's labels are made once before any follow-up ended and once after all ended, not on each date between."""
     snapshots, _ = log
     store = read_dataset(next(iter(snapshots.values()))).store
     for table in ("events", "requests"):

@@ -77,7 +77,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("identify", ["footer", "sha256"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_identity_changes_with_any_new_changed_or_removed_file(change: str, identify: str, own: Path) -> None:
-    """The driver, too, takes tables that changed at the same path as other tables."""
+    """Tables that change at the same path have another identity."""
     before = identity(own, identify=identify)
     assert identity(own, identify=identify) == before
     CHANGES[change](own)

@@ -1,4 +1,4 @@
-"""Retention: old rows are not read, are deleted, and are not made again; later rows keep the counts of old ones."""
+"""Retention: old rows are not read, are deleted, and are not made again, but later rows still count them."""
 
 import shutil
 import sys

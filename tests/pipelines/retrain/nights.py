@@ -46,7 +46,7 @@ def laid_over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def config_in(folder: Path, source: Mapping[str, Any] | None = None, **changes: Any) -> PipelineConfig:
-    """Return the small log's configuration, its run in a folder.
+    """Return the small log's configuration with its run in a folder.
 
     Args:
         folder: of the run. source: another log to use instead. changes: settings that override the sections.

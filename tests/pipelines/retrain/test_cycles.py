@@ -262,7 +262,7 @@ def test_rebuilt_encoder_and_its_ranker_are_one_version(copied: Path) -> None:
     assert made.generation != read_dataset(run_dir(config.run) / before.dataset).snapshot.sids["sid"].generation
 
 
-def test_policy_never_measures_the_champion_and_trains_nothing(copied: Path) -> None:
+def test_champion_is_measured_and_nothing_is_trained_when_the_policy_is_never(copied: Path) -> None:
     config = config_in(copied, retrain={"encoder": {"policy": "never"}})
     (cycle,) = run_nights(config, range(3, 4))
     assert cycle.outcome is not None and cycle.outcome.candidate is None

@@ -31,7 +31,7 @@ def test_pmi_equals_plain_counting() -> None:
     np.testing.assert_allclose(found_KK.toarray(), expected, atol=1e-5)
 
 
-def test_items_that_share_baskets_lie_close() -> None:
+def test_embeddings_of_items_that_share_baskets_are_close() -> None:
     vectors_ND, valid_N = behaviour_embeddings(*grouped_lines(), NUM_ITEMS, CONFIG)
     assert valid_N.tolist() == [True] * 48 + [False] * 12
     assert (vectors_ND[~valid_N] == 0).all()

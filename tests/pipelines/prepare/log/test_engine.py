@@ -1,4 +1,4 @@
-"""The Spark engine without Spark: a missing package is named, the digest is the same, all queries are translatable."""
+"""The Spark engine without Spark: the error for the missing package, the digest, and the translation of queries."""
 
 import sys
 from collections.abc import Iterator

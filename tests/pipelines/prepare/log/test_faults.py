@@ -95,7 +95,7 @@ def test_first_of_several_values_is_taken_with_a_warning(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize("times", ["seconds", "milliseconds", "nanoseconds", "zoned", "text", "local"])
-def test_times_of_any_form_are_the_same_times(times: str, tmp_path: Path) -> None:
+def test_times_in_any_form_are_read_as_the_same_times(times: str, tmp_path: Path) -> None:
     events = raw_events(3)
     zone, unit = "UTC", "s"
 

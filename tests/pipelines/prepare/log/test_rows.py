@@ -175,7 +175,7 @@ def test_duplicate_rows_in_any_order_count_once(tmp_path: Path, capsys: pytest.C
 
 
 def test_category_that_is_added_later_changes_no_date(tmp_path: Path) -> None:
-    """A date that is made again has the same counts: by the category in the item's first part."""
+    """A date that is made again has the same counts, which are by the category in the item's first part."""
     events = raw_events(8)
     write(tmp_path / "orders.parquet", raw_orders(events))
     write(tmp_path / "items.parquet", [row | {"kind": None} if row["sku"] < "i03" else row for row in catalogue(9)])
