@@ -80,7 +80,7 @@ def test_pipeline_runs_on_an_object_store_and_a_second_run_starts_no_stage(
     shutil.rmtree(tmp_path / "mirror")  # another machine
     assert run()[1] == 0 and committed(bucket.keys("runs/")) == committed(keys)
     fetched = list((tmp_path / "mirror").rglob("*"))
-    assert fetched and not [file for file in fetched if file.suffix == ".safetensors"]  # no stage reads weights
+    assert fetched and not [file for file in fetched if file.suffix == ".safetensors"]  # no stage was started
 
     bucket.put(f"logs/own/{added_day}", (log.path / added_day).read_bytes())
     prepared = committed(bucket.keys("runs/own/prepare/"))
