@@ -1,4 +1,4 @@
-"""A command of `pipelines` as its users run it: in a process of its own, over a file of its own."""
+"""Run a command of `pipelines` as users do: in its own process, on its own file."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from tests.components.golden import ROOT
 
 
 def run_command(module: str, folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """Run a module over `run.yaml` of a folder, where its MLflow store lies, too."""
+    """Run a module on a folder's `run.yaml`, with the MLflow store in the same folder."""
     return subprocess.run(
         [sys.executable, "-m", module, "--config", str(folder / "run.yaml"), *words],
         env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""The fake pipeline's driver as a program that is killed, and started again, while its stages run."""
+"""Run the fake pipeline's driver as a program that tests kill and restart while its stages run."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ PATIENCE_S = 240
 
 
 class Run:
-    """A run of the fake pipeline in a folder, whose ranker works until `let_go`."""
+    """A run of the fake pipeline in a folder; its ranker works until `let_go` is called."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class Run:
         return file
 
     def ranks(self) -> list[str]:
-        """Return of every rank that began to work its temporary directory, number and process id."""
+        """Return the temporary directory, number and process id of each rank that has started to work."""
         return self.began.read_text().splitlines() if self.began.exists() else []
 
     def let_go(self) -> None:
@@ -49,10 +49,11 @@ class Run:
 
     @contextmanager
     def driver(self, *overrides: str, ignored: bool = False, host: str = "") -> Iterator["subprocess.Popen[str]"]:
-        """Start the driver in a session of its own; it is killed at the end.
+        """Start the driver in its own session, and kill it at the end.
 
         Args:
-            overrides: of its file. ignored: SIGHUP is, as under nohup. host: what the machine is called meanwhile.
+            overrides: of the run's file. ignored: whether SIGHUP is ignored, as under nohup. host: the host name that
+                the driver sees.
         """
         environment = {
             **os.environ,
@@ -66,7 +67,7 @@ class Run:
         with subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
-            # Set either way: tests that were started by nohup would hand SIGHUP on as ignored.
+            # Set in both cases: tests started by nohup would pass SIGHUP on as ignored.
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL),
         ) as process:  # fmt: skip
             try:
@@ -75,10 +76,10 @@ class Run:
                 process.kill()
 
     def end(self, *overrides: str) -> "tuple[int, str]":
-        """Run the driver to its end; return its status and what it told."""
+        """Run the driver to its end; return its exit status and its standard error."""
         with self.driver(*overrides) as process:
-            _, told = process.communicate(timeout=PATIENCE_S)
-            return process.returncode, told
+            _, err = process.communicate(timeout=PATIENCE_S)
+            return process.returncode, err
 
     def processes(self) -> list[str]:
         """Return the command lines of this run's stages that are alive."""
@@ -93,7 +94,7 @@ class Run:
         return found
 
     def end_all(self) -> None:
-        """Let the stages end, or kill them."""
+        """Let the stages finish, and kill those that do not."""
         self.let_go()
         deadline = time.monotonic() + 20
         while self.processes() and time.monotonic() < deadline:
@@ -105,10 +106,10 @@ class Run:
                 continue
 
 
-def wait_until(is_so: Callable[[], Any], what: str, driver: "subprocess.Popen[str] | None" = None) -> None:
-    """Wait for what must come while a driver runs."""
+def wait_until(condition: Callable[[], Any], what: str, driver: "subprocess.Popen[str] | None" = None) -> None:
+    """Wait until a condition holds; fail if the driver ends before, or after `PATIENCE_S`."""
     deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
+    while not condition():
         if driver is not None and driver.poll() is not None:
             raise AssertionError(f"{what}: the driver has ended: {driver.communicate()[1]}")
         assert time.monotonic() < deadline, what

@@ -1,4 +1,4 @@
-"""Fabricated outputs of the stages before `compare`: seeded, small, of the real layout."""
+"""Fabricated outputs of the stages before `compare`: seeded, small, and in the real layout."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ def committed(
 
 
 def truth(rows: int = 4000, users: int = 400, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Draw impressions: ids, the true logits, and labels; a conversion is -1 where it is not judged."""
+    """Draw impressions: ids, the true logits, and labels; a conversion without a label is -1."""
     rng = np.random.default_rng(seed)
     user = rng.integers(0, users, rows)
     logit = rng.normal(-2.0, 1.0, rows) + rng.normal(0, 0.7, users)[user]
@@ -89,7 +89,7 @@ def converted(logit: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def predictions(drawn: Mapping[str, NDArray[Any]], noise: float, seed: int) -> pa.Table:
-    """Return the table an arm would write that sees the true logits through noise."""
+    """Return the predictions of an arm that knows the true logits up to noise."""
     rng = np.random.default_rng([seed, 7])
     rows = len(drawn["logit"])
     logit = drawn["logit"] + rng.normal(0, noise, rows)
@@ -118,7 +118,7 @@ def ranker_output(
     section: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Commit a ranker's output whose ranks hold interleaved rows, as the lane reader deals them."""
+    """Commit a ranker's output whose ranks have interleaved rows, as the lane reader distributes them."""
     values = {
         "arm": arm, **SUMMARY,
         "sid_table_bytes": SID_TABLE_BYTES.get(arm, 0),
@@ -141,7 +141,7 @@ def ranker_output(
 
 
 def ranker_section(arm: str, replicate: int = 0) -> dict[str, Any]:
-    """Return the resolved section of an arm that takes the content its name says at both positions."""
+    """Return an arm's resolved section, with the content of the arm's name for item and history."""
     overlay = {"training": {"sparse_learning_rate": 0.025}} if arm == "side" else {}
     content = {"item": arm, "history": arm, "overlay": overlay}
     arms = {arm: ArmConfig.model_validate(content) if arm in KINDS else ArmConfig()}
@@ -163,7 +163,7 @@ def _history(arm: str, tasks: Sequence[str]) -> list[dict[str, float]]:
 
 
 def training_events(day: int, task: str = "click") -> pa.Table:
-    """Draw a training date's rows, of the columns that a comparison reads; low ids come often, high ones never."""
+    """Draw a training date's rows with the columns that a comparison reads; low ids are frequent, high ids absent."""
     rng = np.random.default_rng([day, 5])
     user = (rng.random(1500) ** 2 * 300).astype(np.int64)
     item = (rng.random(1500) ** 3 * 45).astype(np.int64)
@@ -171,9 +171,9 @@ def training_events(day: int, task: str = "click") -> pa.Table:
 
 
 def dataset_output(path: Path, tasks: Mapping[str, TaskSpec] = SPEC.tasks) -> Path:
-    """Commit a snapshot that has two training dates and, to be left alone, a test date.
+    """Commit a snapshot of two training dates and a test date, which a comparison must not read.
 
-    Its events have labels of the first task without a parent alone: a comparison reads no others.
+    Its events have labels only of the first task without a parent: a comparison reads no others.
     """
     root = next((name for name, task in tasks.items() if task.given is None), "")
     spec = SPEC.model_copy(update={"tasks": dict(tasks)})
@@ -183,14 +183,14 @@ def dataset_output(path: Path, tasks: Mapping[str, TaskSpec] = SPEC.tasks) -> Pa
     def write(staging: Path) -> None:
         write_snapshot_of(staging, spec, days=days, row_group_rows=400)
         (staging / "config.yaml").write_text("materialize:\n  prefix_lengths: {sid: [5]}\n")
-        told = {"rows": 50, "null": 2, "distinct": 24, "unique_share": 0.5}
-        (staging / "summary.json").write_text(json.dumps({"sids": {"sid": told}}))
+        counts = {"rows": 50, "null": 2, "distinct": 24, "unique_share": 0.5}
+        (staging / "summary.json").write_text(json.dumps({"sids": {"sid": counts}}))
 
     return committed(path, "materialize", write, config="m")
 
 
 def _joined(rows: pa.Table, day: date, spec: DatasetSpec) -> pa.Table:
-    """Return rows with all columns of the contract: at noon, without a history, unknown labels null."""
+    """Return rows with all columns of the contract: at noon, with empty histories and null for unknown labels."""
     number = rows.num_rows
     columns = {
         "event_time": pa.array([datetime(day.year, day.month, day.day, 12)] * number, pa.timestamp("us")),
@@ -203,7 +203,7 @@ def _joined(rows: pa.Table, day: date, spec: DatasetSpec) -> pa.Table:
 
 
 def all_inputs(root: Path, rows: int = 4000, replicates: int = 1) -> dict[str, Path]:
-    """Commit all that a comparison takes."""
+    """Commit all inputs of a comparison."""
     drawn = truth(rows)
     found = {}
     for place, (arm, noise) in enumerate(ARMS.items()):
@@ -215,7 +215,7 @@ def all_inputs(root: Path, rows: int = 4000, replicates: int = 1) -> dict[str, P
 
 
 def other_inputs(root: Path, tasks: Mapping[str, TaskSpec] = SPEC.tasks) -> dict[str, Path]:
-    """Commit what a comparison takes beside the arms."""
+    """Commit the inputs of a comparison other than the arms."""
     return {
         "encoder.sid": encoder_output(root / "encoder"),
         "prepare": prepare_output(root / "prepare"),
@@ -224,7 +224,7 @@ def other_inputs(root: Path, tasks: Mapping[str, TaskSpec] = SPEC.tasks) -> dict
 
 
 def prepare_output(path: Path) -> Path:
-    """Commit what a comparison reads of the first stage: its section."""
+    """Commit the part of prepare's output that a comparison reads: its section."""
 
     def write(staging: Path) -> None:
         section = {"source": {"kind": "synthetic", "num_items": 50}, "as_of": None, "cache_dir": ".cache"}
@@ -234,7 +234,7 @@ def prepare_output(path: Path) -> Path:
 
 
 def inputs_of_tasks(root: Path, tasks: Mapping[str, TaskSpec], rows: int = 4000) -> dict[str, Path]:
-    """Commit all that a comparison of other tasks takes; see `table_of_tasks`."""
+    """Commit all inputs of a comparison with other tasks; see `table_of_tasks`."""
     found = {}
     for place, (arm, noise) in enumerate(ARMS.items()):
         table = table_of_tasks(tasks, noise, place, rows)
@@ -243,7 +243,7 @@ def inputs_of_tasks(root: Path, tasks: Mapping[str, TaskSpec], rows: int = 4000)
 
 
 def table_of_tasks(tasks: Mapping[str, TaskSpec], noise: float, seed: int, rows: int = 4000) -> pa.Table:
-    """Draw predictions: a task with a parent is judged where the parent's label is 1, and no row of item 0 is."""
+    """Draw predictions; a task with a parent has labels where the parent's label is 1, and rows of item 0 have none."""
     shared, own = np.random.default_rng(1), np.random.default_rng([seed, 9])
     user, item = shared.integers(0, 400, rows), shared.integers(0, 50, rows)
     logit = shared.normal(-0.5, 1.0, rows) + shared.normal(0, 0.7, 400)[user]
@@ -259,7 +259,7 @@ def table_of_tasks(tasks: Mapping[str, TaskSpec], noise: float, seed: int, rows:
 
 
 def encoder_output(path: Path) -> Path:
-    """Commit an encoder's closing numbers."""
+    """Commit an encoder's output with its held-out metrics."""
     rng = np.random.default_rng(3)
     histogram = (rng.dirichlet([4.0, 5.0, 4.0], size=15) * 4000).astype(int)
     shares = histogram / histogram.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""A two-stage pipeline of fake stages, and a driver of it to be run as a program."""
+"""A pipeline of two fake stages, and its driver as a program."""
 
 import sys
 from functools import partial
@@ -37,7 +37,7 @@ def job(name: str, **arguments: Any) -> AppDef:
         key=arguments["key"],
         parent_run=arguments["parent_run"],
     )
-    # A stage of its own has a module of its own; the fake ones share one and are told their name.
+    # Real stages have a module each; the fake ones share a module, which takes the stage's name as an argument.
     (role,) = app.roles
     role.args[1] = role.args[1].replace("fake_stage --config", f"fake_stage {name} --config")
     return app

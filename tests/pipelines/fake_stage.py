@@ -15,20 +15,20 @@ from sidestack.infra.stage import StageRun, run_stage
 
 
 class FakeConfig(Config):
-    """What a fake stage does."""
+    """The behaviour of a fake stage."""
 
     text: str = "hello"
     fail_rank: int | None = None
     fault: str = "bug"
     sleep_s: float = 0.0
     variables: tuple[str, ...] = ()
-    """Environment variables of whose values the SHA-256 is written to `variables.json`."""
+    """Environment variables; the SHA-256 of each value is written to `variables.json`."""
     hold: str | None = None
-    """Work until this file exists; each rank that began writes a line to `<hold>.began`."""
+    """Work until this file exists; each rank that starts writes a line to `<hold>.began`."""
 
 
 def fake(run: StageRun[FakeConfig]) -> None:
-    """Write every rank's file, and fail as told."""
+    """Write each rank's file, and fail as configured."""
     run.log.info(f"{run.config.text} from {run.world.size} ranks")
     if run.config.hold is not None:
         _hold(run, Path(run.config.hold))

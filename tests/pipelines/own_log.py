@@ -1,4 +1,4 @@
-"""A folder of a user's own log, as `prepare.source.kind=tables` takes it, that grows."""
+"""A growing folder of a user's own log, in the form that `prepare.source.kind=tables` reads."""
 
 from datetime import date, timedelta
 from pathlib import Path
@@ -15,11 +15,11 @@ FIRST = date(2024, 1, 1)
 
 
 class OwnLog:
-    """A synthetic log written out day by day, and its items part by part.
+    """A synthetic log written day by day, with its items part by part.
 
     Args:
-        path: the folder. days: dates at the beginning; the last is the test date. items: at the beginning.
-        changes: settings of the synthetic log; it has at most `num_items` items and 30 days.
+        path: the folder. days: number of dates at the start; the last is the test date. items: number of items at the
+            start. changes: settings of the synthetic log, which has at most `num_items` items and 30 days.
     """
 
     def __init__(self, path: Path, days: int, items: int, **changes: Any) -> None:
@@ -52,28 +52,28 @@ class OwnLog:
         (self.path / "dataset.json").write_text("\n".join(lines))
 
     def add_items(self, number: int) -> Path:
-        """Append a part of items."""
+        """Append a part of `number` items, and return its file."""
         file = self.path / f"items/part-{self._parts:05d}.parquet"
         _write(file, self._items.slice(self._num_items, number))
         self._parts, self._num_items = self._parts + 1, self._num_items + number
         return file
 
     def add_day(self) -> date:
-        """Append a date of events, of items that are there."""
+        """Append a date of events on the items written so far, and return the date."""
         day = FIRST + timedelta(days=self._num_days)
         _write(self.file(day), self._rows(day))
         self._num_days += 1
         return day
 
     def add_empty_day(self) -> date:
-        """Append a date whose file has no row."""
+        """Append a date whose file has no row, and return the date."""
         day = FIRST + timedelta(days=self._num_days)
         _write(self.file(day), self._rows(day).slice(0, 0))
         self._num_days += 1
         return day
 
     def revise(self, day: date) -> None:
-        """Write a date again, without its newest half."""
+        """Rewrite a date without the second half of its rows."""
         rows = self._rows(day)
         _write(self.file(day), rows.slice(0, rows.num_rows // 2))
 
@@ -88,7 +88,7 @@ class OwnLog:
         return rows
 
     def _known(self, ids: pa.ChunkedArray) -> pa.Array:
-        """Fold ids into those of the items that are there."""
+        """Map ids onto those of the items written so far."""
         whole = ids.combine_chunks()
         if not pa.types.is_list(whole.type):
             return pa.array(whole.to_numpy() % self._num_items)

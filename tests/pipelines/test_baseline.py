@@ -24,7 +24,7 @@ from tests.ranker.baseline.dataset import SPEC, days, with_column, write
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Commit a dataset, the baseline's output on it, and that of an arm which guesses."""
+    """Commit a dataset, the baseline's output on it, and the output of an arm with random predictions."""
     root = tmp_path_factory.mktemp("baseline")
     dataset = committed(root / "dataset", "materialize", lambda staging: write(staging, days(200)), config="m")
     digest = read_manifest(dataset).digest
@@ -47,7 +47,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }  # fmt: skip
 
 
-def test_it_is_compared_as_an_arm_is(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_baseline_is_compared_like_an_arm(inputs: dict[str, Path], tmp_path: Path) -> None:
     settings = CompareConfig(resamples=100)
     compare(StageRun(settings, inputs, tmp_path, ALONE, RunLog(tmp_path)))
     found = Comparison.read(tmp_path)

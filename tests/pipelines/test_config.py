@@ -19,20 +19,20 @@ MINIMAL = {"run": {"name": "night"}}
 
 
 def at_a_url(**source: Any) -> dict[str, Any]:
-    """Return the configuration of a raw log whose run lies in an object store."""
+    """Return the configuration of a raw log and a run in an object store."""
     columns = {"path": "s3://bucket/events", "user": "u", "item": "i", "time": "t"}
     log = {"kind": "log", "events": columns, "tasks": {"click": {}}, **source}
     return {"prepare": {"source": log}, "run": {"name": "night", "runs_dir": "s3://bucket/runs"}}
 
 
-def test_a_name_is_all_it_takes() -> None:
+def test_a_name_is_the_only_required_setting() -> None:
     config = parse(PipelineConfig, MINIMAL, "c.yaml")
     assert config.run.scheduler == "local_cwd"
     assert (config.run.launch.compare.ranks, config.run.launch.ranker.ranks) == (1, 2)
     assert config.arms == tuple(config.ranker.arms)
 
 
-def test_everything_is_trained_twice_unless_encoders_are_given_or_the_file_says_otherwise() -> None:
+def test_two_replicates_are_the_default_unless_encoders_are_given() -> None:
     given = {"sid": "runs/night/encoder/0123456789ab"}
     for run, replicates in (({}, 2), ({"encoders": given}, 1), ({"encoders": {}}, 2), ({"replicates": 1}, 1)):
         config = parse(PipelineConfig, {"run": {"name": "night", **run}}, "c.yaml")
@@ -42,7 +42,7 @@ def test_everything_is_trained_twice_unless_encoders_are_given_or_the_file_says_
         assert again == config
 
 
-def test_part_of_a_launch_leaves_the_rest_at_its_default() -> None:
+def test_partial_launch_keeps_the_other_defaults() -> None:
     values = {"run": {"name": "n", "launch": {"compare": {"cpu": 8}, "ranker": {"nodes": 4}}}}
     launch = parse(PipelineConfig, values, "c.yaml").run.launch
     assert (launch.compare.ranks, launch.compare.cpu) == (1, 8)
@@ -53,7 +53,7 @@ def run_of(**run: Any) -> RunConfig:
     return parse(PipelineConfig, {"run": {"name": "n", **run}}, "c.yaml").run
 
 
-def test_a_cluster_gives_what_the_run_does_not_say() -> None:
+def test_cluster_supplies_what_the_run_does_not_set() -> None:
     run = run_of(cluster="kubernetes")
     cluster = load_cluster("kubernetes")
     assert (run.scheduler, run.image, run.mounts) == ("kubernetes", cluster.image_reference, cluster.mounts)
@@ -65,7 +65,7 @@ def test_a_cluster_gives_what_the_run_does_not_say() -> None:
     assert again == run
 
 
-def test_the_run_comes_before_its_cluster() -> None:
+def test_settings_of_the_run_override_its_cluster() -> None:
     run = run_of(
         cluster="kubernetes", image="mine:1", scheduler_options={"queue": "mine"},
         launch={"ranker": {"gpu": 4, "nodes": 2}, "encoder": {"gpu": 0}},
@@ -76,7 +76,7 @@ def test_the_run_comes_before_its_cluster() -> None:
     assert (run.launch.encoder.gpu, run.launch.encoder.ranks) == (0, 2)
 
 
-def test_on_this_machine_ranks_are_as_many_as_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_rank_count_is_the_number_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     for run in (run_of(), run_of(cluster="laptop")):
         assert (run.launch.ranker.gpu, run.launch.ranker.ranks) == (4, 4)
@@ -99,7 +99,7 @@ def test_on_this_machine_ranks_are_as_many_as_its_gpus(monkeypatch: pytest.Monke
         ({"scheduler": "aws_batch"}, "needs scheduler_options.queue, or a cluster's file"),
     ],
 )
-def test_a_fault_of_cluster_or_launch_is_named(run: dict[str, Any], message: str) -> None:
+def test_invalid_cluster_or_launch_is_named(run: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_of(**run)
 
@@ -131,7 +131,7 @@ def test_a_fault_of_cluster_or_launch_is_named(run: dict[str, Any], message: str
         ({"run": {"name": "n", "arms": ["side"]}}, r"compare\.reference 'none': not trained"),
         ({**MINIMAL, "ranker": {"arms": {"../x": {}}, "arm": "../x"}}, r"arms\.\.\./x: must be of letters"),
         ({**MINIMAL, "ranker": {"arms": {"none-r1": {}}, "arm": "none-r1"}}, r"arms\.none-r1: .*must not end as"),
-        # also one that this run does not train: it may be by hand
+        # Also of an arm that this run does not train: it may be trained by hand.
         (
             {"ranker": {"arms": {"none": {}, "../x": {}}, "arm": "none"}, "run": {"name": "n", "arms": ["none"]}},
             "must be of",
@@ -232,12 +232,12 @@ def test_a_fault_of_cluster_or_launch_is_named(run: dict[str, Any], message: str
         ({**MINIMAL, "materialize": {"prefix_lengths": {"sid": [10, 5]}}}, r"sid: \[10, 5\] must rise within 1\.\.15"),
     ],
 )
-def test_a_fault_names_key_value_and_rule(values: dict[str, Any], message: str) -> None:
+def test_error_names_key_value_and_rule(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(PipelineConfig, values, "c.yaml")
 
 
-def test_a_mount_may_be_one_text_or_one_option_after_another() -> None:
+def test_mount_may_be_one_string_or_a_list_of_options() -> None:
     for mounts in (["type=bind,src=/a,dst=/b", "type=volume,src=v,dst=/c"], ["type=bind", "src=/a", "dst=/b"]):
         config = parse(PipelineConfig, {"run": {"name": "n", "mounts": mounts}}, "c.yaml")
         launch = Launch(mounts=config.run.mounts)
@@ -245,21 +245,21 @@ def test_a_mount_may_be_one_text_or_one_option_after_another() -> None:
         assert (mount.src_path, mount.dst_path) == ("/a", "/b")
 
 
-def test_checking_a_configuration_takes_no_memory_for_its_model_and_no_random_number() -> None:
+def test_checking_a_configuration_allocates_no_model_and_draws_no_random_number() -> None:
     before = torch.random.get_rng_state()
     largest = {"kind": "residual_kmeans", "codes": 65536, "depth": 4096, "group_dim": 4096}
     parse(PipelineConfig, {**MINIMAL, "encoder": {"quantizer": largest}}, "c.yaml")  # 4 TiB of codewords
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_faults_of_several_sections_are_told_at_once() -> None:
+def test_errors_of_several_sections_are_reported_together() -> None:
     values = {**MINIMAL, "encoder": {"no_such": 1}, "ranker": {"no_such": 2}}
     with pytest.raises(ConfigError) as caught:
         parse(PipelineConfig, values, "c.yaml")
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_an_encoder_has_what_it_says_and_all_else_of_the_section() -> None:
+def test_further_encoder_takes_unset_values_from_the_encoder_section() -> None:
     values = {
         **MINIMAL,
         "encoder": {"signals": {"text": 1.0, "brand": 0.1}, "training": {"epochs": 7, "seed": 3}},
@@ -275,7 +275,7 @@ def test_an_encoder_has_what_it_says_and_all_else_of_the_section() -> None:
 
 
 @pytest.mark.parametrize("name", ["complete_journey", "tables", "options", "quantizing_intent"])
-def test_the_runs_that_results_were_made_with_leave_nothing_to_a_rule_that_could_change_them(name: str) -> None:
+def test_configurations_of_published_results_set_the_budget_explicitly(name: str) -> None:
     _, config = read_config(ROOT / f"configs/{name}.yaml", [])
     training = config.ranker.training
     epochs = 2 if name == "complete_journey" else 1
@@ -288,8 +288,8 @@ def test_the_runs_that_results_were_made_with_leave_nothing_to_a_rule_that_could
 
 
 @pytest.mark.parametrize("kind", OWN)
-def test_the_digits_of_every_quantizer_are_known_before_anything_runs(kind: str) -> None:
-    """On torch's meta device, which holds no numbers: borders that are searched for must be on the host."""
+def test_digits_of_every_quantizer_are_known_before_anything_runs(kind: str) -> None:
+    """On torch's meta device, which has no values: boundaries that are found by a search must be on the host."""
     values = {**MINIMAL, "encoder": {"quantizer": {"kind": kind}}, "materialize": {"prefix_lengths": {"sid": [4097]}}}
     with pytest.raises(ConfigError, match=r"must rise within 1\.\.\d+, the digits of encoder\.quantizer"):
         parse(PipelineConfig, values, "run.yaml")

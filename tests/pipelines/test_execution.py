@@ -1,4 +1,4 @@
-"""What is under way together: stages whose inputs are done, no more of them than `run.jobs`."""
+"""The execution of a plan: stages start when their inputs are done, at most `run.jobs` at once."""
 
 import shlex
 import shutil
@@ -39,12 +39,12 @@ DIAMOND: dict[str, tuple[str, ...]] = {
 
 
 class Scripted:
-    """A launcher whose jobs take three looks each, commit, and may fail; `most` is how many were under way at once."""
+    """A launcher whose jobs need three polls each, commit, and may fail; `most` is the most jobs that ran at once."""
 
     def __init__(self, failing: str | None = None, failure: BaseException | None = None) -> None:
         self.failing = failing
         self.failure = failure or StageError(f"[{failing}] failed")
-        self.looks: dict[str, int] = {}
+        self.polls: dict[str, int] = {}
         self.order: list[str] = []
         self.cancelled: list[str] = []
         self.left: list[str] = []
@@ -64,17 +64,17 @@ class Scripted:
         for role in app.roles:
             self.commands[label], self.env = role.args[1], role.env
             self.codes[label] = role.env[VARIABLE]
-        self.looks[label] = 3
-        self.most = max(self.most, len(self.looks))
+        self.polls[label] = 3
+        self.most = max(self.most, len(self.polls))
         words = shlex.split(self.commands.get(label, f"--key {app.metadata.get('key', '')}"))
         return Job(app.name, work.out, words[words.index("--key") + 1])
 
     def has_succeeded(self, job: "Job") -> bool:
         label = job.out.parent.name
-        self.looks[label] -= 1
-        if self.looks[label]:
+        self.polls[label] -= 1
+        if self.polls[label]:
             return False
-        del self.looks[label]
+        del self.polls[label]
         if label == self.failing:
             raise self.failure
         with committing(job.out, ALONE, stage=job.name, key=job.key) as directory:
@@ -89,7 +89,7 @@ class Scripted:
 
 
 class Job(NamedTuple):
-    """A job of `Scripted`: what it commits as."""
+    """A job of `Scripted`, with the stage and key that it commits."""
 
     name: str
     out: Path
@@ -127,13 +127,13 @@ def test_stages_start_as_soon_as_their_inputs_are_done(tmp_path: Path, jobs: int
     assert all(place(given) < place(name) for name, inputs in DIAMOND.items() for given in inputs)
 
 
-def test_one_at_a_time_keeps_the_order_of_the_plan(tmp_path: Path) -> None:
+def test_stages_run_in_the_order_of_the_plan_with_one_job(tmp_path: Path) -> None:
     launcher = Scripted()
     pipeline(tmp_path, launcher, 1).run_stages(PLAN)
     assert launcher.order == list(DIAMOND)
 
 
-def test_what_fails_ends_what_is_under_way_beside_it_and_starts_nothing_more(tmp_path: Path) -> None:
+def test_failing_stage_cancels_running_stages_and_starts_no_more(tmp_path: Path) -> None:
     launcher = Scripted(failing="side")
     with pytest.raises(StageError, match="side"):
         pipeline(tmp_path, launcher, 2).run_stages(PLAN)
@@ -151,7 +151,7 @@ def test_what_fails_ends_what_is_under_way_beside_it_and_starts_nothing_more(tmp
         ("cancel", UnansweredError("the scheduler is away"), False),
     ],
 )
-def test_signals_and_schedulers_that_are_away_leave_jobs_where_that_is_set(
+def test_signal_or_unreachable_scheduler_leaves_jobs_when_on_signal_is_leave(
     tmp_path: Path, on_signal: str, failure: BaseException, is_left: bool
 ) -> None:
     launcher = Scripted("side", failure)
@@ -161,7 +161,7 @@ def test_signals_and_schedulers_that_are_away_leave_jobs_where_that_is_set(
     assert not (launcher.cancelled if is_left else launcher.left)
 
 
-def test_a_job_that_an_earlier_driver_left_is_followed_and_nothing_of_it_is_removed(tmp_path: Path) -> None:
+def test_job_of_an_earlier_driver_is_followed_and_its_files_are_kept(tmp_path: Path) -> None:
     launcher = Scripted()
     torn = tmp_path / "fake/prepare/.key.0.tmp"
 
@@ -169,7 +169,7 @@ def test_a_job_that_an_earlier_driver_left_is_followed_and_nothing_of_it_is_remo
         if work.label != "prepare":
             return None
         torn.with_name(f".{work.out.name}.0.tmp").mkdir(parents=True)
-        launcher.looks["prepare"] = 3
+        launcher.polls["prepare"] = 3
         return Job(work.label, work.out, work.key)
 
     launcher.attach = attach  # type: ignore[method-assign]
@@ -177,7 +177,7 @@ def test_a_job_that_an_earlier_driver_left_is_followed_and_nothing_of_it_is_remo
     assert "prepare" not in launcher.order and len(list(torn.parent.glob(".*.0.tmp"))) == 1
 
 
-def test_a_record_that_a_killed_driver_was_writing_is_removed_with_what_a_killed_job_left(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_driver_and_job_are_removed(tmp_path: Path) -> None:
     under_test = pipeline(tmp_path, Scripted(), 1)
     out = under_test.output(PLAN[0])
     staging, record = out.with_name(f".{out.name}.0.tmp"), out.with_name(f".{out.name}.job.json.0.tmp")
@@ -187,7 +187,7 @@ def test_a_record_that_a_killed_driver_was_writing_is_removed_with_what_a_killed
     assert under_test.done["prepare"] == out and not staging.exists() and not record.exists()
 
 
-def test_what_is_done_takes_no_room(tmp_path: Path) -> None:
+def test_committed_stages_are_not_run_again(tmp_path: Path) -> None:
     first = pipeline(tmp_path, Scripted(), 2)
     first.run_stages(PLAN)
     again = Scripted()
@@ -197,7 +197,7 @@ def test_what_is_done_takes_no_room(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["stage", "key"])
-def test_an_output_of_another_stage_or_key_is_not_taken_as_done(tmp_path: Path, field: str) -> None:
+def test_output_of_another_stage_or_key_is_refused(tmp_path: Path, field: str) -> None:
     first = pipeline(tmp_path, Scripted(), 1)
     first.run_stages(PLAN)
     out = first.done["side"]
@@ -211,7 +211,7 @@ def test_an_output_of_another_stage_or_key_is_not_taken_as_done(tmp_path: Path, 
         pipeline(tmp_path, Scripted(), 1).run_stages(PLAN)
 
 
-def test_a_job_that_commits_other_work_than_it_was_launched_for_is_an_error(tmp_path: Path) -> None:
+def test_job_that_commits_another_key_is_an_error(tmp_path: Path) -> None:
     class Mistaken(Scripted):
         def start(self, work: Work, app: AppDef) -> "Job":
             return super().start(work, app)._replace(key="another")
@@ -220,7 +220,7 @@ def test_a_job_that_commits_other_work_than_it_was_launched_for_is_an_error(tmp_
         pipeline(tmp_path, Mistaken(), 1).run_stages(PLAN)
 
 
-def test_an_encoder_that_is_given_has_the_key_of_its_own_run_and_must_be_an_encoder(tmp_path: Path) -> None:
+def test_given_encoder_may_have_another_key_but_must_be_an_encoder(tmp_path: Path) -> None:
     with committing(tmp_path / "theirs", ALONE, stage="encoder", key="theirs") as directory:
         (directory / "out.txt").write_text("x")
     given = replace(PLAN[0], name="encoder", given=tmp_path / "theirs")
@@ -235,7 +235,7 @@ def test_an_encoder_that_is_given_has_the_key_of_its_own_run_and_must_be_an_enco
     ("scheduler", "jobs", "cores"),
     [("local_cwd", 1, "2"), ("local_cwd", 2, "2"), ("local_docker", 4, "1"), ("local_cwd", 9, "1"), ("slurm", 9, "2")],
 )
-def test_jobs_beside_each_other_share_the_cores_of_this_machine_alone(
+def test_concurrent_jobs_share_cores_only_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str, jobs: int, cores: str
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
@@ -266,8 +266,8 @@ PLANS: dict[str, Callable[[PipelineConfig], tuple[Stage, ...]]] = {
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_a_stage_is_handed_its_resolved_section_and_nothing_else(tmp_path: Path, name: str) -> None:
-    # What scripted stages commit is no snapshot, of which a part could be told.
+def test_stage_gets_only_its_resolved_section(tmp_path: Path, name: str) -> None:
+    # Scripted stages commit no snapshot, so `identify` has no part to read.
     plan, launcher = [replace(stage, identify={}) for stage in PLANS[name](whole())], Scripted()
     pipeline(tmp_path, launcher, 2, timeouts={"commit_s": 5}).run_stages(plan)
     files = set()
@@ -286,14 +286,14 @@ def test_a_stage_is_handed_its_resolved_section_and_nothing_else(tmp_path: Path,
     assert launcher.env["SIDESTACK_TIMEOUT_COMMIT_S"] == "5.0"
 
 
-def test_an_arm_added_to_the_file_leaves_the_section_of_another_arm() -> None:
+def test_added_arm_does_not_change_the_sections_of_other_arms() -> None:
     more = {**FILE["ranker"], "arms": {**ARMS, "dense": {"item": "dense"}}}  # type: ignore[dict-item]
     before, after = stages(whole()), stages(whole(ranker=more))
     kept = {stage.label: digest(stage.config) for stage in before}
     assert kept.items() < {stage.label: digest(stage.config) for stage in after}.items()
 
 
-def test_the_drivers_digest_is_that_of_a_stage_run_by_hand(tmp_path: Path) -> None:
+def test_driver_and_stage_run_by_hand_have_the_same_digest(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(FILE))
     by_hand = load_section(RankerConfig, tmp_path / "run.yaml", "ranker", ["ranker.arm=side"]).resolved()
     (stage,) = (stage for stage in stages(whole()) if stage.label == "ranker-side")

@@ -1,4 +1,4 @@
-"""What a key covers, and what it leaves out."""
+"""What a stage's key depends on, and what it does not depend on."""
 
 import ast
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def plan(**sections: Any) -> dict[str, Stage]:
 
 
 def keys(**sections: Any) -> dict[str, str]:
-    """Return the stages' keys, each stage's output standing for its key."""
+    """Return the stages' keys, with the key of an input's stage in place of the input's digest."""
     found: dict[str, str] = {}
     for label, stage in plan(**sections).items():
         found[label] = key(stage, {name: found[source] for name, source in stage.inputs.items()})
@@ -43,7 +43,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {label for label in before if before[label] != after[label]}
 
 
-def test_stages_come_after_what_they_take_their_inputs_from() -> None:
+def test_stages_come_after_their_inputs() -> None:
     seen: set[str] = set()
     found = plan(run={"name": "test"})
     for label, stage in found.items():
@@ -80,7 +80,7 @@ def test_every_replicate_has_encoders_dataset_and_arms_of_its_own() -> None:
     }  # fmt: skip
 
 
-def test_a_further_replicate_leaves_the_first_as_it_is() -> None:
+def test_further_replicate_does_not_change_the_first() -> None:
     before, after = keys(), keys(run={"name": "test", "replicates": 2})
     assert {label for label in before if before[label] != after[label]} == {"compare"}
     assert after["encoder-r1"] != after["encoder"]
@@ -92,12 +92,12 @@ def test_keys_are_the_same_every_time() -> None:
     assert all(len(value) == 64 for value in keys().values())
 
 
-def test_a_ranker_setting_leaves_everything_above_the_ranker() -> None:
+def test_ranker_setting_changes_only_rankers_and_comparison() -> None:
     after = keys(ranker={"training": {"seed": 12345}})
     assert changed(keys(), after) == {"ranker-none", "ranker-dense", "ranker-sid_ngram", "ranker-side", "compare"}
 
 
-def test_a_setting_of_one_arm_leaves_the_other_arms() -> None:
+def test_setting_of_an_arm_changes_only_the_arm_and_the_comparison() -> None:
     arms = config().ranker.model_dump(mode="json")["arms"]
     arms["side"]["overlay"] = {"training": {"sparse_learning_rate": 0.123}}
     assert changed(keys(), keys(ranker={"arms": arms})) == {"ranker-side", "compare"}
@@ -112,21 +112,21 @@ def test_the_baseline_has_the_dates_of_the_arms_and_a_seed_for_each_replicate() 
     assert {one["holdout"]["kind"] for one in configs} == {"validation"}
 
 
-def test_a_setting_of_the_baseline_leaves_the_arms() -> None:
+def test_setting_of_the_baseline_changes_only_the_baseline_and_the_comparison() -> None:
     assert changed(keys(), keys(baseline={"max_iter": 7})) == {"baseline", "compare"}
 
 
-def test_without_the_baseline_everything_else_is_as_it_was() -> None:
+def test_disabling_the_baseline_changes_only_the_comparison() -> None:
     before, after = keys(), keys(baseline={"enabled": False})
     assert before.keys() - after.keys() == {"baseline"}
     assert {label for label in after if before[label] != after[label]} == {"compare"}
 
 
-def test_a_setting_of_the_comparison_leaves_all_stages_but_it() -> None:
+def test_setting_of_the_comparison_changes_only_the_comparison() -> None:
     assert changed(keys(), keys(compare={"seed": 5})) == {"compare"}
 
 
-def test_how_and_where_it_runs_changes_no_key() -> None:
+def test_launch_settings_change_no_key() -> None:
     run = {
         "name": "other",
         "replicates": 1,
@@ -136,7 +136,7 @@ def test_how_and_where_it_runs_changes_no_key() -> None:
     assert changed(keys(), keys(run=run)) == set()
 
 
-def test_where_things_are_kept_changes_no_key() -> None:
+def test_cache_folder_changes_no_key() -> None:
     assert changed(keys(), keys(prepare={"cache_dir": "/elsewhere"})) == set()
 
 
@@ -174,7 +174,7 @@ def test_a_renamed_or_new_module_changes_the_digest(tree: Path) -> None:
     assert len({before, renamed, code_digest(("encoder",), tree)}) == 3
 
 
-def test_other_packages_and_other_files_leave_the_digest(tree: Path) -> None:
+def test_other_packages_and_files_do_not_change_the_digest(tree: Path) -> None:
     before = code_digest(("infra", "encoder"), tree)
     (tree / "ranker/d.py").write_text("x = 2\n")
     (tree / "encoder/notes.txt").write_text("notes")
@@ -182,7 +182,7 @@ def test_other_packages_and_other_files_leave_the_digest(tree: Path) -> None:
 
 
 def imports(file: Path) -> Iterator[Path]:
-    """Return the project's files that a file imports."""
+    """Yield the project's files that a file imports."""
     for node in ast.walk(ast.parse(file.read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -197,7 +197,7 @@ def imports(file: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("label", ["prepare", "encoder", "materialize", "ranker-side", "baseline", "compare"])
-def test_the_code_in_a_key_is_all_the_code_a_stage_can_reach(label: str) -> None:
+def test_key_covers_all_code_that_a_stage_can_import(label: str) -> None:
     stage = plan()[label]
     waiting = [ROOT / f"{MODULES[stage.name].removeprefix('sidestack.').replace('.', '/')}.py"]
     reached: set[Path] = set()

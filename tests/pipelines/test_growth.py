@@ -1,4 +1,4 @@
-"""A log that grows, through the driver: what is made when a day and a part of items are added, and what stays."""
+"""A growing log in the driver: what is made when a day and a part of items are added, and what is kept."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def materialized(base: Path, log: OwnLog, *overrides: str) -> Dataset:
-    """Bring prepare, encoder and materialize, and open what came of it."""
+    """Run prepare, encoder and materialize, and open the resulting dataset."""
     prepare = {"source": {"kind": "tables", "path": str(log.path), "test_days": 1}, "cache_dir": str(base / "cache")}
     values = {**CONFIG, "prepare": prepare, "run": {**CONFIG["run"], "runs_dir": str(base / "runs")}}
     (base / "run.yaml").write_text(yaml.safe_dump(values))
@@ -48,13 +48,13 @@ def materialized(base: Path, log: OwnLog, *overrides: str) -> Dataset:
 
 
 def stored(dataset: Dataset) -> dict[str, tuple[int, int]]:
-    """Return every file of the store: size and time of change."""
+    """Return the size and time of change of every file in the store."""
     files = (path for path in dataset.store.rglob("*") if path.is_file())
     return {str(path.relative_to(dataset.store)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 @pytest.mark.slow
-def test_a_day_and_a_part_of_items_are_all_that_is_made_and_another_encoder_writes_no_event(base: Path) -> None:
+def test_only_the_added_day_and_part_are_made_and_another_encoder_makes_only_sids(base: Path) -> None:
     log = OwnLog(base / "own", days=4, items=200)
     before = materialized(base, log)
     files, sids = stored(before), content(before, before.snapshot.sids["sid"].table("sid", "items"))["sid"].to_pylist()
@@ -62,7 +62,7 @@ def test_a_day_and_a_part_of_items_are_all_that_is_made_and_another_encoder_writ
     assert runs == run_dir(read_config(base / "run.yaml", ())[1].run)
     (encoder,) = (path for path in (runs / "encoder").iterdir() if path.suffix == "")
 
-    assert materialized(base, log) == before  # nothing new: the very same snapshot
+    assert materialized(base, log) == before  # nothing new: the same snapshot
     assert stored(before) == files
 
     log.add_items(30)
@@ -73,7 +73,7 @@ def test_a_day_and_a_part_of_items_are_all_that_is_made_and_another_encoder_writ
     assert {name: stored(after)[name] for name in files} == files
     generation = after.snapshot.sids["sid"].generation
     lists = {name for name in new if name.startswith(LISTS)}
-    assert len(lists) == 7  # of each table below: the month's dates, the hundred's parts
+    assert len(lists) == 7  # one for each table below: of a month of dates, or of a hundred parts
     assert {name.rsplit("/", 2)[0] for name in new.keys() - lists} == {
         f"{table}/{date_slice(day)}"
         for table in (
@@ -87,7 +87,7 @@ def test_a_day_and_a_part_of_items_are_all_that_is_made_and_another_encoder_writ
     assert content(after, after.snapshot.sids["sid"].table("sid", "items"))["sid"].to_pylist()[:200] == sids
     assert after.spec.num_items == 230
     assert after.spec.test == (day, day)
-    # A fifth day of a log of four: about a fourth of what the four days took, nothing of what was there.
+    # The fifth day takes about a fourth of the bytes of the first four.
     daily = sum(size for name, (size, _) in files.items() if "/date=" in name)
     assert sum(size for name, size in new.items() if "/date=" in name) < 0.3 * daily
 

@@ -1,4 +1,4 @@
-"""The joined copy for other readers: the rows, whole, once, and of partitions that are what the snapshot lists."""
+"""The joined copy for other programs: complete rows, each once, from verified partitions."""
 
 import shutil
 from collections.abc import Callable
@@ -55,9 +55,7 @@ def test_dates_and_columns_may_be_chosen(made: Path, tmp_path: Path) -> None:
     assert {str(day) for day in found["date"].to_pylist()} == {"2020-01-03"}
 
 
-def test_a_directory_that_is_taken_is_left_alone(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_existing_directory_is_not_overwritten(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
     with pytest.raises(SystemExit, match="1"):
@@ -78,7 +76,7 @@ def alter(place: Path) -> None:
     ("spoil", "message"), [(alter, "the file was altered"), (shutil.rmtree, "not a committed directory")]
 )
 @pytest.mark.parametrize("name", ["requests", "events", "labels"])
-def test_altered_partitions_are_refused_and_nothing_stays(
+def test_altered_partitions_are_refused_without_leftovers(
     name: str, spoil: Callable[[Path], None], message: str, made: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(made, tmp_path / "copy")
@@ -87,7 +85,7 @@ def test_altered_partitions_are_refused_and_nothing_stays(
     with pytest.raises(CommitError, match=f"{name}/date=2020-01-03/.*{message}"):
         join(dataset, tmp_path / "out", date.min, date.max)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
-    join(dataset, tmp_path / "earlier", date.min, DAYS[1])  # what is altered is not of these dates
+    join(dataset, tmp_path / "earlier", date.min, DAYS[1])  # the altered partition is of a later date
 
 
 def test_wrong_arguments_are_named(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

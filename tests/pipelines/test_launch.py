@@ -1,4 +1,4 @@
-"""Launching on a scheduler that fails, and taking its jobs up again; Slurm's commands are stand-ins."""
+"""Launching on a scheduler that fails, and following its jobs again, with stand-ins for Slurm's commands."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ LOST = 'echo "sbatch: error: Batch job submission failed: Socket timed out on se
 
 
 class FakeSlurm:
-    """Stand-ins of Slurm's commands over a file of `id|name|state`; `away` takes the controller away."""
+    """Stand-ins for Slurm's commands on a file of `id|name|state`; they fail while the file `away` exists."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class FakeSlurm:
         (self.folder / name).chmod(0o755)
 
     def sbatch(self, after: str = "", before: str = "") -> None:
-        """Make `sbatch`, with what it does before and after the job is in the queue."""
+        """Write `sbatch`, with shell commands to run before and after it queues the job."""
         self.command(
             "sbatch",
             f"env > {self.folder}/env.$$\n{before}\nn=$(($(wc -l < {self.queue}) + 1))\nfor word; do case $word in"
@@ -63,7 +63,7 @@ class FakeSlurm:
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """Return a Slurm whose answers are not kept, and a launcher's times short."""
+    """Return a fake Slurm whose answers are not cached, and shorten the launcher's waits."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -102,7 +102,7 @@ def start(tmp_path: Path, slurm: FakeSlurm, work: Work) -> Callable[[], tuple[La
 Start = Callable[[], tuple[Launcher, Job]]
 
 
-def test_the_record_lies_beside_the_output_before_the_job_is_submitted(
+def test_record_is_written_beside_the_output_before_the_job_is_submitted(
     slurm: FakeSlurm, work: Work, start: Start
 ) -> None:
     slurm.sbatch(before=f"cp {lease_file(work.out)} {slurm.folder}/seen")
@@ -115,7 +115,7 @@ def test_the_record_lies_beside_the_output_before_the_job_is_submitted(
     assert f"{VARIABLE}={kept.token} {lease_file(work.out)}" in env
 
 
-def test_a_queue_that_fails_for_a_while_ends_nothing_and_is_told(
+def test_temporary_failure_of_squeue_is_logged_and_does_not_end_the_job(
     slurm: FakeSlurm, work: Work, start: Start, capfd: pytest.CaptureFixture[str]
 ) -> None:
     one, job = start()
@@ -123,16 +123,16 @@ def test_a_queue_that_fails_for_a_while_ends_nothing_and_is_told(
     assert [one.has_succeeded(job) for _ in range(4)] == [False] * 4
     slurm.away.unlink()
     assert not one.has_succeeded(job)
-    told = capfd.readouterr().err
-    assert told.count("[encoder] slurm does not answer: squeue: slurm_load_jobs error: Unable to contact") == 1
-    assert told.count("[encoder] slurm answers again") == 1
+    err = capfd.readouterr().err
+    assert err.count("[encoder] slurm does not answer: squeue: slurm_load_jobs error: Unable to contact") == 1
+    assert err.count("[encoder] slurm answers again") == 1
     with commit_alone(work.out, stage="encoder"):
         pass
     slurm.end("COMPLETED")
     assert one.has_succeeded(job) and read_record(work.out) is None
 
 
-def test_a_queue_that_fails_for_too_long_is_given_up_and_the_job_stays_on_record(
+def test_long_failure_of_squeue_is_an_error_and_keeps_the_record(
     tmp_path: Path, slurm: FakeSlurm, work: Work, capfd: pytest.CaptureFixture[str]
 ) -> None:
     one = launcher(tmp_path, retry_s=0.0)
@@ -161,7 +161,7 @@ def test_a_cancelled_job_that_takes_long_to_end_is_neither_followed_nor_replaced
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "message"),
     [
         ("CANCELLED", "[encoder] was cancelled by somebody at the scheduler: state CANCELLED: "),
         ("TIMEOUT", "[encoder] reached the scheduler's time limit (run.scheduler_options.time): state TIMEOUT: "),
@@ -170,19 +170,21 @@ def test_a_cancelled_job_that_takes_long_to_end_is_neither_followed_nor_replaced
         ("FAILED", "[encoder] failed: no rank left a traceback of its own"),
     ],
 )
-def test_how_a_job_ended_is_told_in_words(slurm: FakeSlurm, work: Work, start: Start, state: str, told: str) -> None:
+def test_error_describes_the_final_state_of_the_job(
+    slurm: FakeSlurm, work: Work, start: Start, state: str, message: str
+) -> None:
     one, job = start()
     slurm.end(state)
     with pytest.raises(StageError) as caught:
         one.has_succeeded(job)
-    assert str(caught.value).startswith(told) and "and nothing was logged" in str(caught.value)
+    assert str(caught.value).startswith(message) and "and nothing was logged" in str(caught.value)
     assert read_record(work.out) is None
 
 
 @pytest.mark.parametrize(
     "fault", ["invalid partition specified: nope", "Invalid generic resource (gres) specification"]
 )
-def test_a_job_that_slurm_refuses_is_told_in_one_line_and_not_tried_again(
+def test_job_refused_by_slurm_is_reported_in_one_line_and_not_retried(
     slurm: FakeSlurm, work: Work, start: Start, fault: str
 ) -> None:
     slurm.sbatch(before=f'echo "sbatch: error: {fault}" >&2; exit 1')
@@ -194,14 +196,14 @@ def test_a_job_that_slurm_refuses_is_told_in_one_line_and_not_tried_again(
     assert len(list(slurm.folder.glob("env.*"))) == 1 and read_record(work.out) is None
 
 
-def test_a_submission_whose_answer_was_lost_is_found_by_its_name(slurm: FakeSlurm, work: Work, start: Start) -> None:
+def test_submitted_job_is_found_by_name_when_the_answer_was_lost(slurm: FakeSlurm, work: Work, start: Start) -> None:
     slurm.sbatch(after=LOST)
     one, job = start()
     assert job.record.handle == "slurm://sidestack/1" and len(slurm.jobs) == 1
     assert not one.has_succeeded(job)
 
 
-def test_a_submission_that_did_not_arrive_is_tried_again_under_another_lease(
+def test_lost_submission_is_retried_with_another_lease(
     slurm: FakeSlurm, work: Work, start: Start, capfd: pytest.CaptureFixture[str]
 ) -> None:
     once = slurm.folder / "once"
@@ -209,11 +211,11 @@ def test_a_submission_that_did_not_arrive_is_tried_again_under_another_lease(
     _, job = start()
     environments = [file.read_text() for file in slurm.folder.glob("env.*")]
     tokens = {line for env in environments for line in env.splitlines() if VARIABLE in line}
-    assert len(slurm.jobs) == 1 and len(tokens) == 2, "a late job would hold the lease, too"
+    assert len(slurm.jobs) == 1 and len(tokens) == 2, "a late first job would hold the lease, too"
     assert "slurm (submission) does not answer: sbatch: sbatch: error" in capfd.readouterr().err
 
 
-def test_a_signal_that_comes_when_a_job_was_just_submitted_leaves_none(
+def test_signal_right_after_submission_cancels_the_job(
     slurm: FakeSlurm, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = JobRecord.write
@@ -229,13 +231,13 @@ def test_a_signal_that_comes_when_a_job_was_just_submitted_leaves_none(
     assert slurm.queue.read_text().endswith("|CANCELLED\n")
 
 
-def test_submissions_are_given_up_after_the_time_that_is_set(tmp_path: Path, slurm: FakeSlurm, work: Work) -> None:
+def test_submission_is_given_up_after_the_configured_time(tmp_path: Path, slurm: FakeSlurm, work: Work) -> None:
     slurm.sbatch(before=LOST)
     with pytest.raises(UnansweredError, match="has not answered"):
         launcher(tmp_path, retry_s=0.05).start(work, app(work))
 
 
-def test_the_record_of_another_job_of_the_output_is_left_alone(slurm: FakeSlurm, work: Work, start: Start) -> None:
+def test_record_of_another_job_for_the_output_is_kept(slurm: FakeSlurm, work: Work, start: Start) -> None:
     one, job = start()
     job.record.model_copy(update={"token": "another's"}).write()
     one.cancel(job)
@@ -259,12 +261,12 @@ def test_another_driver_follows_a_job_of_slurm(
     with log.open("a") as written:
         written.write("[rank0]:after\n[rank1]:other\nsrun: a line of its own\n")
     job.log.stop()
-    told = capfd.readouterr().err
-    assert "[encoder] after" in told and "before" not in told and "other" not in told
+    err = capfd.readouterr().err
+    assert "[encoder] after" in err and "before" not in err and "other" not in err
     assert list(job.log.unmarked) == ["srun: a line of its own"]
 
 
-def test_a_driver_killed_before_it_knew_the_jobs_number_is_no_loss(
+def test_job_is_followed_when_the_driver_was_killed_before_recording_its_id(
     tmp_path: Path, slurm: FakeSlurm, work: Work, start: Start
 ) -> None:
     _, job = start()
@@ -292,7 +294,7 @@ def test_a_job_that_has_ended_is_not_followed(
     assert launcher(tmp_path).attach(work) is None and read_record(work.out) is None
 
 
-def test_while_slurm_is_away_no_second_job_is_launched(
+def test_no_second_job_is_launched_while_slurm_is_unreachable(
     tmp_path: Path, slurm: FakeSlurm, work: Work, start: Start
 ) -> None:
     start()
@@ -302,7 +304,7 @@ def test_while_slurm_is_away_no_second_job_is_launched(
     assert read_record(work.out) is not None
 
 
-def test_a_local_job_of_another_host_is_superseded_and_what_it_writes_stays(
+def test_local_job_of_another_host_is_superseded_and_its_record_is_kept(
     tmp_path: Path, work: Work, capfd: pytest.CaptureFixture[str]
 ) -> None:
     JobRecord(
@@ -314,14 +316,14 @@ def test_a_local_job_of_another_host_is_superseded_and_what_it_writes_stays(
     assert read_record(work.out) is not None
 
 
-def test_a_file_that_is_no_record_is_named(tmp_path: Path, work: Work) -> None:
+def test_invalid_record_is_named(tmp_path: Path, work: Work) -> None:
     work.out.parent.mkdir(parents=True)
     lease_file(work.out).write_text('{"token": 1}')
     with pytest.raises(StageError, match=r"abc.job.json: is not the record of a job"):
         Launcher("local_cwd", {}, tmp_path / "logs").attach(work)
 
 
-def test_a_cluster_that_cannot_be_reached_is_told_in_one_line(
+def test_unreachable_cluster_is_reported_in_one_line(
     tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-such-file"))
@@ -330,10 +332,8 @@ def test_a_cluster_that_cannot_be_reached_is_told_in_one_line(
     assert "\n" not in str(caught.value) and "Invalid kube-config file" in str(caught.value)
 
 
-def test_a_driver_that_torchx_itself_started_makes_its_schedulers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """torchx makes an option of a scheduler of each variable that begins with TORCHX_."""
+def test_launcher_works_in_a_driver_started_by_torchx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchx turns each variable that begins with TORCHX_ into an option of the scheduler."""
     monkeypatch.setenv("TORCHX_CONTEXT_NAME", "cli_run")
     monkeypatch.setenv("TORCHX_JOB_ID", "local_cwd://torchx/night-1")
     for scheduler in ("local_cwd", "slurm"):

@@ -1,4 +1,4 @@
-"""The pipeline with its data and its runs in an object store: moto's server, on this machine."""
+"""The pipeline with its data and its runs in an object store, moto's server on this machine."""
 
 import os
 import shutil
@@ -39,20 +39,20 @@ RUN = {
 
 @pytest.fixture
 def bucket(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """Return the bucket, for stages that are processes of their own."""
+    """Return the bucket, with the environment set for stages in their own processes."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return bucket
 
 
 @pytest.mark.slow
-def test_the_whole_pipeline_runs_from_and_to_a_store_and_a_second_run_does_no_work(
+def test_pipeline_runs_on_an_object_store_and_a_second_run_starts_no_stage(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Stages are forked, and run through their own main programs."""
     log = OwnLog(tmp_path / "own", days=4, items=200)
     bucket.upload(log.path, "logs/own")
-    added_day = log.file(log.add_day()).relative_to(log.path)  # not in the store yet
+    added_day = log.file(log.add_day()).relative_to(log.path)  # uploaded later
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -62,7 +62,7 @@ def test_the_whole_pipeline_runs_from_and_to_a_store_and_a_second_run_does_no_wo
     (here / "run.yaml").write_text(yaml.safe_dump(values))
 
     def run() -> tuple[list[str], int]:
-        """Run the pipeline, and return the lines of its result, and how many stages were started."""
+        """Run the pipeline; return the lines of its result and the number of stages that were started."""
         driver.print_result(driver.run_pipeline(Path("run.yaml")))
         out, err = capfd.readouterr()
         assert SECRET not in out + err
@@ -80,7 +80,7 @@ def test_the_whole_pipeline_runs_from_and_to_a_store_and_a_second_run_does_no_wo
     shutil.rmtree(tmp_path / "mirror")  # another machine
     assert run()[1] == 0 and committed(bucket.keys("runs/")) == committed(keys)
     fetched = list((tmp_path / "mirror").rglob("*"))
-    assert fetched and not [file for file in fetched if file.suffix == ".safetensors"]  # which nobody reads
+    assert fetched and not [file for file in fetched if file.suffix == ".safetensors"]  # no stage was started
 
     bucket.put(f"logs/own/{added_day}", (log.path / added_day).read_bytes())
     prepared = committed(bucket.keys("runs/own/prepare/"))
@@ -88,7 +88,7 @@ def test_the_whole_pipeline_runs_from_and_to_a_store_and_a_second_run_does_no_wo
     driver.run_stages(stages(config)[:1], config.run, {}, {})
     added = {*committed(bucket.keys("runs/own/prepare/"))} - {*prepared}
     tables = {key.split("/")[4] for key in added if "/store/" in key}
-    assert tables == {"events", "requests", "labels"} and len(added) == 4  # a day costs itself, and a snapshot
+    assert tables == {"events", "requests", "labels"} and len(added) == 4  # three partitions of the day, and a snapshot
 
     assert {path.name for path in here.iterdir()} == {"run.yaml", ".cache"}
 
@@ -98,8 +98,8 @@ def committed(keys: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_jobs_are_launched_from_and_to_a_store_and_their_failure_is_told(bucket: Bucket, tmp_path: Path) -> None:
-    """The fake pipeline, by torchrun, as people run it."""
+def test_jobs_launched_on_an_object_store_report_their_failure(bucket: Bucket, tmp_path: Path) -> None:
+    """Run the fake pipeline under torchrun, as users do."""
 
     def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "tests.pipelines.fake_plan", "--config", f"{bucket.url}/run.yaml", *overrides]
@@ -111,11 +111,11 @@ def test_jobs_are_launched_from_and_to_a_store_and_their_failure_is_told(bucket:
     kept = bucket.keys("runs/fake/prepare/")
     assert kept and not bucket.keys("runs/fake/ranker/")
     shutil.rmtree(tmp_path / "mirror")  # another machine
-    told = run()
-    assert told.returncode == 0, told.stderr
-    assert f"[prepare] done before: {bucket.url}/runs/fake/prepare/" in told.stderr
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert f"[prepare] done before: {bucket.url}/runs/fake/prepare/" in done.stderr
     assert bucket.keys("runs/fake/prepare/") == kept and bucket.keys("runs/fake/ranker/")
     assert (
-        tmp_path / told.stdout.splitlines()[-1]
-    ).is_file() and SECRET not in told.stdout + told.stderr + failed.stderr
+        tmp_path / done.stdout.splitlines()[-1]
+    ).is_file() and SECRET not in done.stdout + done.stderr + failed.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"mirror"}

@@ -1,4 +1,4 @@
-"""The driver, on fake stages that are launched for real: local_cwd, torchrun, two ranks."""
+"""The driver with fake stages that local_cwd and torchrun launch on two ranks."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ PROGRAM = [sys.executable, "-m", "tests.pipelines.fake_plan"]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a directory with a run's file, the stages' environment set up for it."""
+    """Return a directory with a run's file, and set the stages' environment."""
     path = tmp_path_factory.mktemp("driver")
     values = {"prepare": {"text": "raw"}, "ranker": {}, "run": {"name": "fake", "runs_dir": str(path / "runs")}}
     path.joinpath("run.yaml").write_text(yaml.safe_dump(values))
@@ -38,7 +38,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def first(base: Path) -> "subprocess.CompletedProcess[str]":
-    """Run the driver once, as people do, the venv not activated."""
+    """Run the driver once as a user does, without an activated venv."""
     return subprocess.run(
         [*PROGRAM, "--config", str(base / "run.yaml")],
         env={**os.environ, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=RUN_S,
@@ -102,21 +102,21 @@ def test_failing_rank_stops_the_run_with_its_traceback(
     assert message.startswith("[ranker] failed: rank 1: Traceback")
     assert "RuntimeError: the deliberate bug" in message and "fake_stage.py" in message
     err = capfd.readouterr().err
-    # Only the ranker's section changed, so what comes before it is reused.
+    # Only the ranker's section changed, so prepare is reused.
     assert "[prepare] done before: " in err and "[ranker] starts" in err
     assert "fake" in {run.info.run_name for run in runs("FAILED")}
     assert runs("RUNNING") == []
 
 
 @pytest.mark.slow
-def test_users_fault_is_told_without_a_traceback(first: "subprocess.CompletedProcess[str]", base: Path) -> None:
+def test_users_fault_is_reported_without_a_traceback(first: "subprocess.CompletedProcess[str]", base: Path) -> None:
     with pytest.raises(StageError, match=r"rank 1: DataError: part.parquet: row group 3") as caught:
         again(base, "ranker.fail_rank=1", "ranker.fault=data")
     assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.slow
-def test_rank_that_is_killed_is_named(first: "subprocess.CompletedProcess[str]", base: Path) -> None:
+def test_killed_rank_is_reported_with_its_signal(first: "subprocess.CompletedProcess[str]", base: Path) -> None:
     with pytest.raises(StageError, match="SIGKILL"):
         again(base, "ranker.fail_rank=1", "ranker.fault=kill")
 
@@ -159,7 +159,7 @@ def _read(file: Path) -> bytes:
         return b""
 
 
-def test_directory_without_a_manifest_is_neither_done_nor_overwritten(
+def test_directory_without_a_manifest_is_neither_reused_nor_overwritten(
     first: "subprocess.CompletedProcess[str]", base: Path
 ) -> None:
     out = again(base)
@@ -174,7 +174,7 @@ def test_directory_without_a_manifest_is_neither_done_nor_overwritten(
         manifest.write_bytes(kept)
 
 
-def test_altered_file_of_a_done_stage_is_found(first: "subprocess.CompletedProcess[str]", base: Path) -> None:
+def test_altered_file_of_a_committed_stage_is_detected(first: "subprocess.CompletedProcess[str]", base: Path) -> None:
     file = again(base) / "rank0.txt"
     kept = file.read_bytes()
     file.write_bytes(kept[:-1] + b"X")
@@ -186,7 +186,7 @@ def test_altered_file_of_a_done_stage_is_found(first: "subprocess.CompletedProce
 
 
 @pytest.mark.parametrize("name", ["file/runs", "x" * 300])
-def test_a_runs_directory_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
+def test_runs_directory_that_cannot_be_created_is_named(name: str, tmp_path: Path) -> None:
     from sidestack.pipelines.run import run_lock
 
     (tmp_path / "file").write_text("mine")
@@ -202,7 +202,7 @@ def test_two_drivers_do_not_share_a_run(first: "subprocess.CompletedProcess[str]
         again(base)
 
 
-def test_a_tracking_store_that_is_away_stops_nothing(
+def test_unreachable_tracking_store_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.yaml"
@@ -210,10 +210,10 @@ def test_a_tracking_store_that_is_away_stops_nothing(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert (run_fake(file, []) / "comparison.json").is_file()
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("[tracking] ")]
-    assert len(told) == 1 and told[0].startswith("[tracking] http://127.0.0.1:9: MlflowException: ")
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("[tracking] ")]
+    assert len(lines) == 1 and lines[0].startswith("[tracking] http://127.0.0.1:9: MlflowException: ")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert track(file) == 1  # another store takes it as well
+    assert track(file) == 1  # the run can also be uploaded to another store
     by_name = {run.info.run_name: run for run in runs("FINISHED")}
     assert set(by_name) == {"fake", "prepare", "ranker"}
     assert by_name["ranker"].data.metrics == {"loss": 0.5, "summary/ne": 0.9}
@@ -221,7 +221,7 @@ def test_a_tracking_store_that_is_away_stops_nothing(
     assert {"comparison.json", "table.txt", "report.html"} <= files
 
 
-def test_an_address_that_is_none_launches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_tracking_address_launches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({"run": {"name": "never", "runs_dir": str(tmp_path / "runs")}}))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
@@ -275,7 +275,7 @@ def test_faulty_scheduler_options_launch_nothing(base: Path, tmp_path: Path) -> 
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-def test_code_edited_meanwhile_is_told(
+def test_code_edited_during_the_run_is_reported(
     first: "subprocess.CompletedProcess[str]",
     base: Path,
     capfd: pytest.CaptureFixture[str],
@@ -290,5 +290,5 @@ def test_code_edited_meanwhile_is_told(
 
     monkeypatch.setattr("sidestack.pipelines.execution.key", key_of_edited_code)
     again(base)
-    told = [line for line in capfd.readouterr().err.splitlines() if "changed during this run" in line]
-    assert len(told) == 1 and told[0].startswith("[ranker] ")
+    lines = [line for line in capfd.readouterr().err.splitlines() if "changed during this run" in line]
+    assert len(lines) == 1 and lines[0].startswith("[ranker] ")

@@ -1,4 +1,4 @@
-"""A run's file out of its stages' sections: what resolves to them, and what no file can say."""
+"""Rebuilding a run's file from its stages' sections, and refusing sections that no single file resolves to."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,14 +39,14 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 
 
 def output(path: Path, sections: Mapping[str, Any]) -> Path:
-    """Write what a stage's output says of how it was made."""
+    """Write a stage's output that has only the configuration it was made with."""
     path.mkdir()
     (path / "config.yaml").write_text(to_yaml(sections))
     return path
 
 
 def arm(path: Path, name: str, *changes: Mapping[str, Any]) -> list[Path]:
-    """Write an arm's replicates, a training's changed settings each."""
+    """Write an arm's replicates, each with its changed settings of the training."""
     found = []
     for replicate, changed in enumerate(changes or ({},)):
         section = ranker_section(name, replicate)
@@ -55,7 +55,7 @@ def arm(path: Path, name: str, *changes: Mapping[str, Any]) -> list[Path]:
     return found
 
 
-def test_the_file_resolves_to_the_sections_it_is_made_of(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_file_resolves_to_the_sections_it_is_built_from(inputs: dict[str, Path], tmp_path: Path) -> None:
     arms = {"none": arm(tmp_path, "none", {}, {}), "side": arm(tmp_path, "side", {}, {})}
     text = run_file(inputs, arms, CompareConfig(confidence=0.9))
     again = parse(PipelineConfig, yaml.safe_load(text), "pasted")
@@ -67,14 +67,14 @@ def test_the_file_resolves_to_the_sections_it_is_made_of(inputs: dict[str, Path]
         assert [plain(again.ranker_of(name, r)) for r in range(2)] == [ranker_section(name, r) for r in range(2)]
 
 
-def test_an_arm_that_is_a_stage_of_its_own_keeps_its_section(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_arm_from_another_stage_keeps_its_section(inputs: dict[str, Path], tmp_path: Path) -> None:
     trees = [output(tmp_path / f"trees.{r}", {"trees": {"depth": 3, "seed": r}}) for r in range(2)]
     text = run_file(inputs, {"none": arm(tmp_path, "none", {}, {}), "trees": trees}, CompareConfig())
     values = yaml.safe_load(text)
     assert values["trees"] == {"depth": 3, "seed": 0} and list(values["ranker"]["arms"]) == ["none"]
 
 
-def test_what_no_file_can_say_is_told(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_sections_that_no_single_file_resolves_to_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
     none = arm(tmp_path, "none")
     (tmp_path / "b").mkdir()
     with pytest.raises(DataError, match="side differs from none in more than an arm may set for itself"):

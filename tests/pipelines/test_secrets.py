@@ -1,4 +1,4 @@
-"""Planted secrets: they reach the stages, and no file, log, store or process argument."""
+"""Planted secrets reach the stages, but no file, log, store or process argument."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def run_file(folder: Path) -> Path:
 
 @contextmanager
 def arguments_of_processes() -> Iterator[set[str]]:
-    """Collect the arguments of every process that is seen while the body runs."""
+    """Collect the command lines of the processes that are seen while the body runs."""
     seen: set[str] = set()
     is_over = threading.Event()
 
@@ -66,13 +66,13 @@ def arguments_of_processes() -> Iterator[set[str]]:
 
 
 def holding(folder: Path, text: str) -> list[Path]:
-    """Return the files below a folder that hold a text."""
+    """Return the files below a folder that contain a text."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return [file for file in files if text.encode() in file.read_bytes()]
 
 
 @pytest.mark.slow
-def test_a_run_hands_its_secrets_to_the_stages_and_writes_them_nowhere(tmp_path: Path) -> None:
+def test_run_passes_its_secrets_to_the_stages_and_writes_them_nowhere(tmp_path: Path) -> None:
     stored, work = tmp_path / "server", tmp_path / "work"
     stored.mkdir()
     work.mkdir()
@@ -95,7 +95,7 @@ def test_a_run_hands_its_secrets_to_the_stages_and_writes_them_nowhere(tmp_path:
         assert holding(work / "runs", planted) == []
         assert holding(stored, planted) == []
         assert not [line for line in arguments if planted in line]
-    # The search finds what is there: the variable's name with its mask, and the jobs' own arguments.
+    # Check the search itself: it finds the variable's name with its mask, and the jobs' own arguments.
     assert holding(work / "runs/fake/configs", "PLAIN: '***'")
     assert stored / "server.db" in holding(stored, "run.env.PLAIN")
     assert [line for line in arguments if "--parent-run" in line]
@@ -108,7 +108,7 @@ def run_config(**values: Any) -> RunConfig:
     return RunConfig(name="r", **values)
 
 
-def test_copies_of_a_run_file_hold_names_alone_and_are_refused_as_they_are() -> None:
+def test_copied_run_file_has_masked_values_and_is_refused_unchanged() -> None:
     values = {"prepare": {}, "run": {"name": "r", "env": {"TOKEN": "planted"}}}
     copied = without_values(values)
     assert copied == {"prepare": {}, "run": {"name": "r", "env": {"TOKEN": "***"}}}
@@ -127,7 +127,7 @@ def test_copies_of_a_run_file_hold_names_alone_and_are_refused_as_they_are() -> 
         ({"secrets": ["TOKEN"], "env": {"TOKEN": "x"}}, "TOKEN stands in env, too"),
     ],
 )
-def test_a_fault_is_named_without_the_value(values: dict[str, Any], rule: str) -> None:
+def test_error_names_the_key_without_the_value(values: dict[str, Any], rule: str) -> None:
     from sidestack.infra.config import parse
 
     with pytest.raises(ConfigError, match=rule) as caught:
@@ -136,7 +136,7 @@ def test_a_fault_is_named_without_the_value(values: dict[str, Any], rule: str) -
         assert "1234567" not in str(caught.value)
 
 
-def test_a_secret_that_the_driver_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_missing_from_the_drivers_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOKEN", raising=False)
     with pytest.raises(ConfigError, match="run.secrets: TOKEN: is not set in the driver's environment"):
         require_secrets(run_config(secrets=["TOKEN"]))
@@ -144,7 +144,7 @@ def test_a_secret_that_the_driver_lacks_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "uri", "is_handed"),
+    ("scheduler", "uri", "is_passed"),
     [
         ("slurm", "http://store", False),  # inherited
         ("kubernetes", "http://store", True),
@@ -152,23 +152,23 @@ def test_a_secret_that_the_driver_lacks_is_named(monkeypatch: pytest.MonkeyPatch
         ("kubernetes", "postgresql://store/mlflow?user=u&password=planted", False),
     ],
 )
-def test_an_address_with_a_password_stands_in_no_manifest(
-    monkeypatch: pytest.MonkeyPatch, scheduler: Any, uri: str, is_handed: bool
+def test_tracking_address_with_password_is_not_passed_to_kubernetes(
+    monkeypatch: pytest.MonkeyPatch, scheduler: Any, uri: str, is_passed: bool
 ) -> None:
     monkeypatch.setenv(URI_VARIABLE, uri)
     options = {"queue": "default"} if scheduler == "kubernetes" else {}
     environment = job_environment(run_config(scheduler=scheduler, scheduler_options=options), is_tracked=True)
-    assert (URI_VARIABLE in environment) == is_handed
+    assert (URI_VARIABLE in environment) == is_passed
     assert "planted" not in str(environment)
 
 
-def test_a_container_of_this_machine_gets_the_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_container_gets_the_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "planted")
     environment = job_environment(run_config(scheduler="local_docker", secrets=["TOKEN"]), is_tracked=False)
     assert environment["TOKEN"] == "planted"
 
 
-def test_a_job_elsewhere_is_told_the_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kubernetes_job_gets_only_the_names_of_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "planted")
     job = app("encoder", ["true"], Launch())
     run = run_config(secrets=["TOKEN"])

@@ -1,4 +1,4 @@
-"""The SIDs alone, for other readers: each id once, with its key, and the SID that was published for it."""
+"""SID tables for other programs: each id once, with its key and its published SID."""
 
 import json
 import shutil
@@ -27,10 +27,11 @@ LONG = {"quantizer": "structured", "levels": 3, "digits": 50, "depth": 25, "grou
 
 
 def write_made(path: Path, entity: Entity, parts: list[dict[int, int | None]], sids: SidSpec, has_keys: bool) -> Path:
-    """Write a snapshot of items or users alone, and its SIDs.
+    """Write a snapshot of items or users only, with their SIDs.
 
     Args:
-        parts: the first chunk of each id's SID; the second is one more. has_keys: whether ids have keys.
+        parts: for each part, id -> first chunk of its SID; the second chunk is one more. has_keys: whether ids have
+            keys.
     """
     spec = SPEC.model_copy(update={"num_items": 5, "num_users": 5})
     store, listed, entries, first = Store(path / "store"), listed_set(sids), [], 0
@@ -68,7 +69,7 @@ def _sids(store: Store, table: str, base: PartitionEntry, values: list[int | Non
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """Items of three parts, the second of which revises two of the first's and the last of which is a revision only."""
+    """Write a snapshot of items in three parts: the second revises two items of the first, the third only revises."""
     parts = [{0: 10, 1: None, 2: 30}, {0: 11, 2: 31, 3: 40, 4: 50}, {3: 41}]
     return write_made(tmp_path / "made", "item", parts, SidSpec.model_validate(LONG), has_keys=True)
 
@@ -78,7 +79,7 @@ def read(out: Path, name: str) -> list[dict[str, object]]:
     return found
 
 
-def test_each_item_has_its_key_and_the_sid_of_the_part_that_brought_it(
+def test_each_item_has_the_key_and_the_sid_of_its_first_part(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["--dataset", str(made), "--out", str(tmp_path / "out"), "--sids"])
@@ -89,11 +90,11 @@ def test_each_item_has_its_key_and_the_sid_of_the_part_that_brought_it(
         {"item_id": i, "item_key": f"item {i} of {part}", "sid": sid, "sid_1": None if sid is None else sid + 1}
         for i, (part, sid) in enumerate(zip(parts, [10, None, 30, 40, 50], strict=True))
     ]
-    said = json.loads((tmp_path / "out/sids/sid/sid.json").read_text())
-    assert said["spec"]["fingerprint"] == "ab" * 32 and said["columns"]["sid_1"]["table"] == "items"
+    metadata = json.loads((tmp_path / "out/sids/sid/sid.json").read_text())
+    assert metadata["spec"]["fingerprint"] == "ab" * 32 and metadata["columns"]["sid_1"]["table"] == "items"
 
 
-def test_users_have_theirs_and_without_keys_there_is_no_column_of_keys(tmp_path: Path) -> None:
+def test_users_without_keys_have_their_sids_and_no_key_column(tmp_path: Path) -> None:
     spec = SidSpec.model_validate({**LONG, "digits": 4, "depth": 2, "entity": "user", "name": "taste"})
     made = write_made(tmp_path / "made", "user", [{0: 7, 1: 8}, {2: 9, 3: None, 4: 1}], spec, has_keys=False)
     assert write_sid_tables(read_dataset(made), tmp_path / "out") == {"sids/taste/users.parquet": 5}
@@ -102,7 +103,7 @@ def test_users_have_theirs_and_without_keys_there_is_no_column_of_keys(tmp_path:
 
 
 @pytest.mark.parametrize("table", ["items", "sids/sid/*/items"])
-def test_altered_partitions_are_refused_and_nothing_stays(made: Path, tmp_path: Path, table: str) -> None:
+def test_missing_partitions_are_refused_without_leftovers(made: Path, tmp_path: Path, table: str) -> None:
     (place,) = (made / "store").glob(f"{table}/part=00001/*")
     shutil.rmtree(place)
     with pytest.raises(CommitError, match="part=00001/.*: not a committed directory"):

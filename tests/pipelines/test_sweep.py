@@ -1,4 +1,4 @@
-"""The sweep's command: what it prints, and, slowly, the whole of it on a small synthetic log."""
+"""The sweep's command: its output, and a whole sweep of a small synthetic log (marked long)."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def comparison(chosen: dict[str, TaskResult], own: dict[str, TaskResult]) -> Com
     return Comparison.model_construct(arms=arms, reference="side", replicates=2, rules=VerdictConfig())
 
 
-def test_parity_is_told_with_its_interval() -> None:
+def test_parity_is_printed_with_its_interval() -> None:
     text = parity_text(
         comparison(
             {"click": task(0.51, (0.002, 0.001, 0.003)), "conversion": task(0.75, (-0.001, -0.004, 0.002))},
@@ -33,12 +33,12 @@ def test_parity_is_told_with_its_interval() -> None:
     assert "conversion  0.7500, 0.7400: gain -0.10 % (-0.40 to +0.20 %): no difference shown" in text
 
 
-def test_parity_of_what_is_not_defined_says_so() -> None:
+def test_parity_of_an_undefined_metric_is_printed_as_undefined() -> None:
     text = parity_text(comparison({"click": task(None, None)}, {"click": task(None, None)}))
     assert "click  undefined on these rows" in text
 
 
-def test_a_fault_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"run: {{name: test, runs_dir: {tmp_path}}}\n")
     with pytest.raises(SystemExit) as stopped:
@@ -48,7 +48,7 @@ def test_a_fault_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.long
-def test_whole_sweep_and_its_parity_check_and_again_from_what_is_done(tmp_path: Path) -> None:
+def test_whole_sweep_with_parity_runs_and_a_second_call_starts_no_stage(tmp_path: Path) -> None:
     one_rank = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
     values = {
         "prepare": {

@@ -1,4 +1,4 @@
-"""The choice between encoders: what is read of them, what is written, and which one is best."""
+"""The choice of a sweep's best encoder: the metrics that are read, the ranking, and the files that are written."""
 
 from pathlib import Path
 
@@ -36,19 +36,19 @@ OWN = Setting(levels=3, depth=5, groups=3)
 
 
 def encoder(path: Path, setting: Setting, losses: dict[str, float], weights: dict[str, float] | None = None) -> Path:
-    """Commit an encoder that was not trained, with the numbers it is to have."""
+    """Commit an untrained encoder with the given losses."""
     config = BASE.model_copy(update={"quantizer": quantizer_of(StructuredConfig(), setting)})
     signals = SignalSpec(embeddings={"text": 4}, categoricals={"brand": 3}, weights=weights or WEIGHTS)
     torch.manual_seed(0)
 
     def write(staging: Path) -> None:
         save_bundle(staging, VQFusion(config, signals), config)
-        told = {"text": {"loss": losses["text"]}, "brand": {"loss": losses["brand"], "top1": 0.5}}
+        measured = {"text": {"loss": losses["text"]}, "brand": {"loss": losses["brand"], "top1": 0.5}}
         digits = {
             "histogram": [[1] * setting.levels] * setting.digits, "entropy_bits": [1.5] * setting.digits,
             "most_bits": 1.6, "dead_share": [0.0] * setting.digits,
         }  # fmt: skip
-        holdout = {"items": 10, "unique_share": 0.9, "signals": told, "digits": digits}
+        holdout = {"items": 10, "unique_share": 0.9, "signals": measured, "digits": digits}
         with_seconds = RunLog(staging)
         with_seconds.summary({"seconds": 12.0, "holdout": holdout})
 
@@ -63,11 +63,11 @@ def result(setting: Setting, loss: float) -> SettingResult:
 
 
 def test_loss_is_weighted_as_in_training() -> None:
-    told = [SignalLoss(name=name, kind="", loss=loss, top1=None) for name, loss in (("text", 0.3), ("brand", 2.0))]
-    assert weighted_loss(told, WEIGHTS) == pytest.approx(0.5)
+    measured = [SignalLoss(name=name, kind="", loss=loss, top1=None) for name, loss in (("text", 0.3), ("brand", 2.0))]
+    assert weighted_loss(measured, WEIGHTS) == pytest.approx(0.5)
 
 
-def test_least_loss_comes_first_and_of_equals_fewer_digits() -> None:
+def test_ranking_is_by_loss_and_then_by_fewer_digits() -> None:
     long, short = Setting(levels=2, depth=4, groups=6), Setting(levels=64, depth=4, groups=1)
     worse = Setting(levels=4, depth=4, groups=3)
     order = ranked([result(worse, 0.4), result(long, 0.3), result(short, 0.3)])
@@ -86,7 +86,7 @@ def test_choice_reads_what_the_encoders_measured(tmp_path: Path) -> None:
     assert found.chosen.bits == 24.0 and found.chosen.entropy_bits == 12.0 and found.chosen.seconds == 12.0
 
 
-def test_encoders_of_other_weights_do_not_compare(tmp_path: Path) -> None:
+def test_encoders_with_different_weights_are_refused(tmp_path: Path) -> None:
     inputs = {
         "encoder.a": encoder(tmp_path / "a", OWN, {"text": 0.3, "brand": 1.0}),
         "encoder.b": encoder(tmp_path / "b", OWN, {"text": 0.3, "brand": 1.0}, {"text": 1.0, "brand": 0.2}),
@@ -95,7 +95,7 @@ def test_encoders_of_other_weights_do_not_compare(tmp_path: Path) -> None:
         compared(inputs, OWN)
 
 
-def test_stage_leaves_table_picture_and_an_overlay_that_a_run_takes(tmp_path: Path) -> None:
+def test_stage_writes_result_heatmap_and_an_overlay_for_a_run(tmp_path: Path) -> None:
     chosen = Setting(levels=8, depth=4, groups=2)
     inputs = {
         "encoder.a": encoder(tmp_path / "a", OWN, {"text": 0.30, "brand": 1.0}),
@@ -119,7 +119,7 @@ def whole_sweep() -> SweepResult:
     return SweepResult(weights={"text": 1.0}, own=OWN, results=ranked(results))
 
 
-def test_table_has_a_line_for_each_setting_and_says_which_is_which() -> None:
+def test_table_has_a_line_for_each_setting_and_marks_chosen_and_own() -> None:
     sweep = whole_sweep()
     lines = as_text(sweep).splitlines()
     assert len(lines) == 2 + len(sweep.results) and max(map(len, lines)) <= 100
@@ -129,7 +129,7 @@ def test_table_has_a_line_for_each_setting_and_says_which_is_which() -> None:
     assert as_markdown(sweep).count("\n") == 2 + len(sweep.results)
 
 
-def test_picture_is_drawn_of_any_number_of_levels(tmp_path: Path) -> None:
+def test_heatmap_is_drawn_for_any_number_of_settings(tmp_path: Path) -> None:
     sweep = whole_sweep()
     for number in (1, 5, len(sweep.results)):
         part = sweep.model_copy(update={"results": sweep.results[:number]})

@@ -1,4 +1,4 @@
-"""Which settings a sweep tries, and the quantizers they stand for."""
+"""The settings that a sweep tries, and their quantizers."""
 
 import math
 from itertools import product
@@ -28,13 +28,13 @@ def found(bits: float, *levels: int, lines: int = 1) -> list[Setting]:
     return list(settings(Budget(bits=bits, levels=levels), lines))
 
 
-def test_fifteen_ternary_digits_are_parted_in_every_way() -> None:
+def test_fifteen_ternary_digits_are_split_in_every_way() -> None:
     assert [(s.levels, s.depth, s.groups) for s in found(24, 3)] == [(3, 1, 15), (3, 3, 5), (3, 5, 3), (3, 15, 1)]
     assert [s.name for s in found(24, 64)] == ["l64_d1_g4", "l64_d2_g2", "l64_d4_g1"]
 
 
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 4))
-def test_settings_are_those_of_a_plain_search(bits: int, levels: int, lines: int) -> None:
+def test_settings_match_a_brute_force_search(bits: int, levels: int, lines: int) -> None:
     each = math.log2(levels * lines)
     fitting = [
         (depth, groups) for depth, groups in product(range(1, 41), repeat=2) if depth * groups * each <= bits + 1e-6
@@ -43,7 +43,7 @@ def test_settings_are_those_of_a_plain_search(bits: int, levels: int, lines: int
     if most * each < bits - SLACK_BITS - 1e-6:
         with pytest.raises(ConfigError, match=f"{levels} levels"):
             found(bits, levels, lines=lines)
-    elif abs(most * each - (bits - SLACK_BITS)) > 1e-6:  # on the border itself, the last bit decides
+    elif abs(most * each - (bits - SLACK_BITS)) > 1e-6:  # exactly at the limit, rounding decides
         expected = sorted((depth, groups) for depth, groups in fitting if depth * groups == most)
         assert sorted((s.depth, s.groups) for s in found(bits, levels, lines=lines)) == expected
 
@@ -53,13 +53,13 @@ def test_levels_that_cannot_spend_the_budget_are_refused() -> None:
         found(24, 7)
 
 
-def test_levels_that_nobody_named_are_left_out_where_they_do_not_fit() -> None:
+def test_default_levels_that_do_not_fit_are_left_out() -> None:
     assert {setting.levels for setting in found(24)} == {2, 3, 4, 8, 16, 64}
     assert {setting.levels for setting in found(32)} == {2, 3, 4, 16}
 
 
 @pytest.mark.parametrize(("values", "rule"), [({"levels": [3, 1]}, "levels.1"), ({"bits": 0}, "bits")])
-def test_a_budget_nobody_could_spend_is_refused(values: dict[str, Any], rule: str) -> None:
+def test_invalid_budget_is_refused(values: dict[str, Any], rule: str) -> None:
     with pytest.raises(ConfigError, match=f"sweep.{rule}: "):
         parse(Budget, {"bits": 24} | values, "sweep")
 
@@ -69,13 +69,13 @@ def test_lines_count_as_values_of_a_digit() -> None:
     assert first.digits == 6 and first.bits(4) == pytest.approx(24.0)
 
 
-def test_the_base_itself_comes_back_for_its_own_setting() -> None:
+def test_base_quantizer_is_unchanged_by_its_own_setting() -> None:
     base = StructuredConfig(levels=3, groups=3, depth=5, group_dim=8)
     assert quantizer_of(base, setting_of(base.knobs)) == base
 
 
 @given(st.integers(1, 24), st.integers(1, 24))
-def test_the_latent_vector_keeps_its_width_and_all_else(depth: int, groups: int) -> None:
+def test_latent_width_and_all_other_settings_are_kept(depth: int, groups: int) -> None:
     base = StructuredConfig(levels=3, groups=3, depth=5, group_dim=8, assign="codeword", bound="tanh", lines=2)
     made = quantizer_of(base, Setting(levels=4, depth=depth, groups=groups))
     assert (made.levels, made.depth, made.groups) == (4, depth, groups)
@@ -84,12 +84,12 @@ def test_the_latent_vector_keeps_its_width_and_all_else(depth: int, groups: int)
     assert made.model_dump(exclude=knobs) == base.model_dump(exclude=knobs)
 
 
-def test_a_knob_out_of_range_is_refused_by_the_quantizers_own_rule() -> None:
+def test_knob_out_of_range_is_refused_by_the_quantizers_rule() -> None:
     with pytest.raises(ConfigError, match=r"sweep: l257_d1_g3.levels: .*256 \(value: 257\)"):
         quantizer_of(StructuredConfig(), Setting(levels=257, depth=1, groups=3))
 
 
-def test_another_kind_of_quantizer_has_no_such_knobs() -> None:
+def test_quantizer_without_the_knobs_is_refused() -> None:
     with pytest.raises(ConfigError, match="encoder.quantizer.kind='fsq': has no levels, .* take structured$"):
         knobs_of(EncoderConfig(quantizer=FsqConfig()))
 

@@ -1,4 +1,4 @@
-"""The stages of a sweep and of its parity check: what they run, on what, and what they share with the pipeline."""
+"""The stages of a sweep and of its parity check: their inputs, and the stages shared with the pipeline."""
 
 import shlex
 from typing import Any
@@ -42,7 +42,7 @@ def after(app: AppDef, flag: str) -> list[str]:
     return [line[place + 1] for place, word in enumerate(line) if word == flag]
 
 
-def test_a_sweep_is_the_dataset_an_encoder_for_each_setting_and_the_choice() -> None:
+def test_sweep_has_a_dataset_an_encoder_for_each_setting_and_a_choice() -> None:
     plan = swept(3, 64)
     assert list(plan) == [
         "prepare", "encoder-l3_d1_g15", "encoder-l3_d3_g5", "encoder", "encoder-l3_d15_g1",
@@ -52,7 +52,7 @@ def test_a_sweep_is_the_dataset_an_encoder_for_each_setting_and_the_choice() -> 
     assert sorted(plan["sweep"].inputs.values()) == sorted(label for label in plan if label.startswith("encoder"))
 
 
-def test_a_sweep_leaves_further_encoders_of_the_configuration_aside() -> None:
+def test_sweep_ignores_further_encoders_of_the_configuration() -> None:
     further = {
         "encoders": {"text_sid": {"signals": {"text_embedding": 1.0}}},
         "materialize": {"prefix_lengths": {"sid": [5], "text_sid": [5]}},
@@ -60,12 +60,12 @@ def test_a_sweep_leaves_further_encoders_of_the_configuration_aside() -> None:
     assert list(swept(64, **further)) == list(swept(64))
 
 
-def test_the_configurations_own_setting_is_the_pipelines_own_encoder() -> None:
+def test_configured_setting_reuses_the_pipelines_encoder() -> None:
     own = next(stage for stage in stages(config()) if stage.label == "encoder")
     assert key(swept(3)["encoder"], {"dataset": "d"}) == key(own, {"dataset": "d"})
 
 
-def test_the_choice_is_told_every_encoder() -> None:
+def test_choice_gets_every_encoder_as_input() -> None:
     stage = swept(64)["sweep"]
     line = job(stage)
     assert "sidestack.pipelines.studies.sweep.choose" in words(line)
@@ -84,7 +84,7 @@ def contest(**sections: Any) -> tuple[PipelineConfig, dict[str, Stage]]:
     return made, {stage.label: stage for stage in stages(made)}
 
 
-def test_parity_gives_each_arm_the_sids_it_is_about_on_the_same_rows() -> None:
+def test_parity_gives_each_arm_its_sids_on_the_same_rows() -> None:
     made, plan = contest()
     assert made.arms == ("none", "side", "side_chosen")
     assert {name: arm.sids for name, arm in made.ranker.arms.items() if name != "none"} == {
@@ -110,12 +110,12 @@ def test_chosen_arm_is_the_side_arm_with_its_settings() -> None:
     assert resolved.training.warmup_steps == 7  # type: ignore[attr-defined]
 
 
-def test_chosen_sids_have_prefixes_they_can_have() -> None:
+def test_chosen_sids_have_valid_prefix_lengths() -> None:
     made, _ = contest()
     assert made.materialize.prefix_lengths == {"sid": (5, 10, 15), "l8_d4_g2": (3, 5, 8)}
 
 
-def test_without_an_arm_side_there_is_nothing_to_hand_the_setting_to() -> None:
+def test_parity_is_refused_without_an_arm_side() -> None:
     made = config(ranker={"arm": "none", "arms": {"none": {}}})
     with pytest.raises(ConfigError, match="needs an arm 'side'"):
         list(parity_overrides(made, CHOSEN))

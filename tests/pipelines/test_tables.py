@@ -1,4 +1,4 @@
-"""The papers' tables: what they are run from, what their page says, and, slowly, a small form of the whole."""
+"""The papers' tables: their configuration, their page, and a small run of the whole (marked long)."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def rows_of(page: str) -> dict[str, Row]:
     return found
 
 
-def test_page_has_ours_beside_the_papers() -> None:
+def test_page_shows_our_results_beside_the_papers() -> None:
     page = as_page(TABLES, found(), {"t": "abc"})
     assert "## Table 9" in page and "The data." in page and "`compare/abc`" in page
     assert "trained 3 times" in page
@@ -110,7 +110,7 @@ def test_page_has_ours_beside_the_papers() -> None:
 
 
 def quantized(metric: str) -> tuple[TableConfig, Comparison]:
-    """Return a table of two dense arms, one that shows a gain and one that does not, and of arms that quantize them."""
+    """Return a table of a dense arm, which shows a gain on click only, and of two arms that quantize it."""
     arms = {
         "none": arm(0.0, 0.0, 0.0, None),
         "dense": arm(0.008, 0.0005, 1536.0, 0.1),
@@ -125,25 +125,25 @@ def quantized(metric: str) -> tuple[TableConfig, Comparison]:
 
 
 @pytest.mark.parametrize(("metric", "click"), [("ne", "+0.60 %"), ("auc", "+0.30 %")])
-def test_an_arm_that_quantizes_is_held_against_the_embeddings(metric: str, click: str) -> None:
+def test_quantizing_arm_is_compared_with_the_dense_embeddings(metric: str, click: str) -> None:
     table, comparison = quantized(metric)
     page = as_page({"t": table}, {"t": comparison}, {"t": "abc"})
     dense, side, hde = (rows_of(page)[arm] for arm in ("dense", "side", "hde"))
     assert side[f"click {metric.upper()} gain"] == [click]
     assert [row["storage"] for row in (dense, side, hde)] == [[""], ["x256 smaller"], ["x1.5 smaller"]]
-    # Of conversion the dense arm shows no gain that an arm could keep a part of.
+    # On conversion the dense arm shows no gain, so the others have no share of it.
     assert [row["of dense"] for row in (dense, side, hde)] == [["", ""], ["75 %", ""], ["-25 %", ""]]
     assert "`of dense`" in page
 
 
-def test_no_share_is_told_of_a_dense_arm_that_does_harm() -> None:
+def test_share_of_a_harmful_dense_arm_is_left_empty() -> None:
     table, comparison = quantized("ne")
     arms = {**comparison.arms, "dense": arm(-0.008, -0.008, 1536.0, None)}
     page = as_page({"t": table}, {"t": comparison.model_copy(update={"arms": arms})}, {"t": "abc"})
     assert rows_of(page)["hde"]["of dense"] == ["", ""]
 
 
-def test_a_table_in_auc_tells_auc_and_its_gain_beside_the_papers() -> None:
+def test_table_in_auc_shows_auc_and_its_gain_beside_the_papers() -> None:
     table, comparison = quantized("auc")
     page = as_page({"t": table}, {"t": comparison}, {"t": "abc"})
     rows = rows_of(page)
@@ -158,7 +158,7 @@ def test_a_table_in_auc_tells_auc_and_its_gain_beside_the_papers() -> None:
     assert "x256 smaller" in as_text({"t": table}, {"t": comparison})
 
 
-def test_a_return_on_noise_is_marked() -> None:
+def test_roi_of_gains_within_noise_is_marked() -> None:
     comparison = found()["t"]
     for name in ("sid", "side"):
         arms = {**comparison.arms, name: arm(0.0005, 0.0005, 4.0, 0.2)}
@@ -186,7 +186,7 @@ def test_every_table_of_a_file_can_be_run(name: str, tables: set[str]) -> None:
     config = parse(PipelineConfig, load_file(file), file.name)
     assert set(config.tables) == tables
     used = {name for table in config.tables.values() for name in table.arms}
-    assert used == set(config.ranker.arms)  # no arm that no table holds against another
+    assert used == set(config.ranker.arms)  # every arm is in a table
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_every_table_of_a_file_can_be_run(name: str, tables: set[str]) -> None:
         ({"arms": ["none"], "metric": "calibration"}, r"'calibration' must be one that has a gain, ne, auc, gauc"),
     ],
 )
-def test_a_table_of_what_is_not_there_is_refused(table: dict[str, Any], message: str) -> None:
+def test_table_with_unknown_arms_or_metric_is_refused(table: dict[str, Any], message: str) -> None:
     values = {"run": {"name": "n"}, "tables": {"t": {"title": "T", "differs": "", **table}}}
     with pytest.raises(ConfigError, match=message):
         parse(PipelineConfig, values, "c.yaml")
@@ -232,7 +232,7 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.mark.long
-def test_tables_of_several_trainings_share_what_they_have_in_common(tmp_path: Path) -> None:
+def test_tables_of_several_trainings_share_their_common_stages(tmp_path: Path) -> None:
     launch = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
     run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "replicates": 2, "jobs": 2}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**SMALL, "run": run}))
@@ -244,6 +244,6 @@ def test_tables_of_several_trainings_share_what_they_have_in_common(tmp_path: Pa
     assert len(started) == len(set(started)) + 1 == 1 + 2 * (1 + 1 + 2) + 2
     page = (tmp_path / "runs/small/tables.md").read_text()
     assert "## One" in page and "## Two" in page and "trained 2 times" in page
-    told = json.loads((tmp_path / "runs/small/tables.json").read_text())
-    assert list(told["two"]["arms"]) == ["side", "none"]
-    assert len(told["two"]["arms"]["none"]["tasks"]["click"]["metrics"]["ne"]["over"]["side"]["replicates"]) == 2
+    saved = json.loads((tmp_path / "runs/small/tables.json").read_text())
+    assert list(saved["two"]["arms"]) == ["side", "none"]
+    assert len(saved["two"]["arms"]["none"]["tasks"]["click"]["metrics"]["ne"]["over"]["side"]["replicates"]) == 2

@@ -1,4 +1,4 @@
-"""MLflow's server over PostgreSQL, artifacts in S3 (moto's server): several pipelines at once, and each part away."""
+"""MLflow's server with PostgreSQL and S3 (moto's server): concurrent pipelines, and an outage of each part."""
 
 import importlib.util
 import os
@@ -20,7 +20,7 @@ from sidestack.infra.mlflow_store import URI_VARIABLE, connect
 from sidestack.pipelines.track import track
 from tests.components.golden import ROOT
 from tests.object_store import free_port
-from tests.pipelines.test_tracker import WHOLE, commit, pass_through, run_file, told, tracker_of
+from tests.pipelines.test_tracker import WHOLE, commit, recorded_runs, run_file, track_stages, tracker_of
 from tests.tracking_server import answers
 
 BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
@@ -34,7 +34,7 @@ BUCKET, PASSWORD = "mlflow", "planted"
 
 
 class Database:
-    """PostgreSQL of Debian's packages on loopback; it refuses to run as root, so root hands it to its own user."""
+    """PostgreSQL of Debian's packages on loopback; it refuses to run as root, so root starts it as user postgres."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -63,7 +63,7 @@ class Database:
 
 
 class Server:
-    """`mlflow server` as the page says, on a port that stays the same."""
+    """`mlflow server` as docs/tracking.md describes it, on a fixed port."""
 
     def __init__(self, folder: Path, database: Database, store: str) -> None:
         self.port, self.log = free_port(), folder / "server.log"
@@ -92,14 +92,14 @@ class Server:
         self.process.wait()
 
 
-class Place:
-    """All parts together."""
+class Services:
+    """The server, its database and its bucket."""
 
     def __init__(self, folder: Path, database: Database, server: Server, bucket: Any) -> None:
         self.folder, self.database, self.server, self.bucket = folder, database, server, bucket
 
     def artifacts(self) -> list[str]:
-        """Return what lies in S3."""
+        """Return the keys of all objects in the bucket."""
         return [str(one.key) for one in self.bucket.objects.all()]
 
     @contextmanager
@@ -128,12 +128,12 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     import boto3
     from moto.server import ThreadedMotoServer
 
     folder = tmp_path_factory.mktemp("teams")
-    data = Path(tempfile.mkdtemp())  # pytest's own folders are closed to the database's user
+    data = Path(tempfile.mkdtemp())  # the database's user cannot read pytest's folders
     port = free_port()
     store = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     store.start()
@@ -144,7 +144,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     database = Database(data)
     server = Server(folder, database, address)
     try:
-        yield Place(folder, database, server, bucket)
+        yield Services(folder, database, server, bucket)
     finally:
         server.stop()
         database.stop()
@@ -153,14 +153,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(URI_VARIABLE, place.server.uri)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # cores are shared; by default it is 4
+def folder(tmp_path: Path, services: Services, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(URI_VARIABLE, services.server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # the default, 4, is too short on shared cores
     return tmp_path / "runs" / tmp_path.name
 
 
-def test_two_pipelines_at_once_are_told_whole_with_their_artifacts_in_s3(tmp_path: Path, place: Place) -> None:
-    environment = {**os.environ, URI_VARIABLE: place.server.uri, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def test_two_concurrent_pipelines_are_recorded_with_their_artifacts_in_s3(tmp_path: Path, services: Services) -> None:
+    environment = {**os.environ, URI_VARIABLE: services.server.uri, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = []
     for name in ("one", "two"):
         file = tmp_path / f"{name}.yaml"
@@ -173,46 +173,46 @@ def test_two_pipelines_at_once_are_told_whole_with_their_artifacts_in_s3(tmp_pat
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0 and PASSWORD not in err.decode(), err
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(URI_VARIABLE, place.server.uri)
+        patch.setenv(URI_VARIABLE, services.server.uri)
         for name in ("one", "two"):
-            found = told(tmp_path / "runs" / name)
+            found = recorded_runs(tmp_path / "runs" / name)
             assert set(found) == {name, "prepare", "ranker"} and {status for status, _ in found.values()} == {
                 "FINISHED"
             }
             assert list((tmp_path / "runs" / name / "tracking").glob("*")) == []
             experiment = connect().get_experiment_by_name(name)
-            own = [key for key in place.artifacts() if key.startswith(f"{experiment.experiment_id}/")]
+            own = [key for key in services.artifacts() if key.startswith(f"{experiment.experiment_id}/")]
             assert len([key for key in own if key.endswith("manifest.json")]) == 3
 
 
-def test_what_is_away_at_the_start_is_told_by_the_command(folder: Path, place: Place) -> None:
-    with place.without_server():
-        pass_through(folder, tracker_of(folder))
-    assert told(folder) == {}
+def test_command_uploads_a_run_made_without_the_server(folder: Path, services: Services) -> None:
+    with services.without_server():
+        track_stages(folder, tracker_of(folder))
+    assert recorded_runs(folder) == {}
     track(run_file(folder))
-    assert told(folder) == WHOLE
+    assert recorded_runs(folder) == WHOLE
 
 
 @pytest.mark.parametrize("part", ["without_server", "without_database", "with_stopped_server"])
-def test_what_is_away_in_the_middle_is_told_at_the_end(folder: Path, place: Place, part: str) -> None:
+def test_stage_run_during_an_outage_is_recorded_at_the_end(folder: Path, services: Services, part: str) -> None:
     tracker = tracker_of(folder)
     assert tracker.parent_run
-    with getattr(place, part)():
+    with getattr(services, part)():
         tracker.add("prepare", commit(folder, "prepare", tracker.parent_run), {}, is_reused=False)
     tracker.add("ranker", commit(folder, "ranker", tracker.parent_run), {}, is_reused=False)
     tracker.close("FINISHED")
-    if told(folder) != WHOLE:  # the server may need a while to find its database again
+    if recorded_runs(folder) != WHOLE:  # the server may need a while to reconnect to its database
         track(run_file(folder))
-    assert told(folder) == WHOLE
+    assert recorded_runs(folder) == WHOLE
 
 
-def test_what_is_away_at_the_end_goes_on_in_the_same_parent_run(folder: Path, place: Place) -> None:
+def test_restart_after_an_outage_at_the_end_resumes_the_parent_run(folder: Path, services: Services) -> None:
     tracker = tracker_of(folder)
     tracker.add("prepare", commit(folder, "prepare", tracker.parent_run), {}, is_reused=False)
-    with place.without_database():
+    with services.without_database():
         tracker.close("FAILED")
     again = tracker_of(folder)
     assert again.parent_run == tracker._journal.parent_run
     again.add("ranker", commit(folder, "ranker", again.parent_run), {}, is_reused=False)
     again.close("FINISHED")
-    assert told(folder) == WHOLE
+    assert recorded_runs(folder) == WHOLE

@@ -1,4 +1,4 @@
-"""A pipeline's MLflow run where the store is away: at the start, in the middle, at the end; and told later."""
+"""A pipeline's MLflow run when the store is unreachable at the start, in the middle or at the end."""
 
 import time
 from collections.abc import Iterator
@@ -31,9 +31,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]
 
 @pytest.fixture
 def folder(tmp_path: Path, server: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a run's folder of its own name, and so of an experiment of its own; the store is the server."""
+    """Return a run's folder with a unique name, and so with its own experiment; the server is the tracking store."""
     monkeypatch.setenv(URI_VARIABLE, server.uri)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # cores are shared; by default it is 4
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # the default, 4, is too short on shared cores
     return tmp_path / "runs" / tmp_path.name
 
 
@@ -42,7 +42,7 @@ def tracker_of(folder: Path, config: dict[str, Any] = CONFIG) -> Tracker:
 
 
 def commit(folder: Path, label: str, parent_run: str = "") -> Path:
-    """Commit a stage as a job does: with a record, and logged under the parent where there is one."""
+    """Commit a stage as a job does: with a record, and logged under the parent run if there is one."""
     out = folder / label / "0123456789ab"
     with committing(out, ALONE, stage=label, key=f"key of {label}") as directory:
         log = RunLog.open(0, label, directory, {"text": label}, {}, f"key of {label}", parent_run or None)
@@ -53,9 +53,9 @@ def commit(folder: Path, label: str, parent_run: str = "") -> Path:
     return out
 
 
-def told(folder: Path) -> dict[str, tuple[str, dict[str, float]]]:
-    """Return status and metrics of all the runs of a folder's experiment, by name; the names must differ."""
-    with longer_timeouts():  # a server that has just been started takes its time
+def recorded_runs(folder: Path) -> dict[str, tuple[str, dict[str, float]]]:
+    """Return status and metrics of all runs in a folder's experiment, by name; the names must differ."""
+    with longer_timeouts():  # a server that was just started is slow
         client = connect()
         experiment = client.get_experiment_by_name(folder.name)
         runs = [] if experiment is None else client.search_runs([experiment.experiment_id])
@@ -74,71 +74,71 @@ def run_file(folder: Path) -> Path:
     return file
 
 
-def pass_through(folder: Path, tracker: Tracker) -> None:
+def track_stages(folder: Path, tracker: Tracker) -> None:
     for label in ("prepare", "ranker"):
         out = commit(folder, label, tracker.parent_run)
         tracker.add(label, out, {}, is_reused=False)
     tracker.close("FINISHED", [out / "summary.json"])
 
 
-def test_a_store_that_answers_is_told_at_once_and_nothing_is_kept(folder: Path) -> None:
-    pass_through(folder, tracker_of(folder))
-    assert told(folder) == WHOLE
+def test_reachable_store_is_updated_at_once_without_a_journal(folder: Path) -> None:
+    track_stages(folder, tracker_of(folder))
+    assert recorded_runs(folder) == WHOLE
     assert journals(folder) == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_away_from_start_to_end_costs_seconds_and_is_told_by_one_command(
+def test_unreachable_store_costs_seconds_and_is_updated_by_one_command(
     folder: Path, server: TrackingServer, capfd: pytest.CaptureFixture[str], fault: str
 ) -> None:
-    connect()  # what importing mlflow takes is not the store's
+    connect()  # importing mlflow is not part of the measured time
     began = time.monotonic()
     with server.failing(fault):
-        pass_through(folder, tracker_of(folder))
-    assert time.monotonic() - began < 60  # by mlflow itself, 250 s for the first request alone
+        track_stages(folder, tracker_of(folder))
+    assert time.monotonic() - began < 60  # with mlflow's defaults, the first request alone takes 250 s
     err = capfd.readouterr().err
     assert err.count("\n") == 1 and len(err) < 400 and "the run continues" in err
     assert SECRET_PAGE.split()[-1] not in err
-    assert told(folder) == {}
+    assert recorded_runs(folder) == {}
     assert track(run_file(folder)) == 1
-    assert told(folder) == WHOLE
+    assert recorded_runs(folder) == WHOLE
     assert journals(folder) == []
     assert track(run_file(folder)) == 0
 
 
 @pytest.mark.slow
-def test_a_server_that_never_ends_an_answer_is_left_alone_too(folder: Path, server: TrackingServer) -> None:
+def test_server_that_never_ends_a_response_counts_as_unreachable(folder: Path, server: TrackingServer) -> None:
     with server.failing("drip"):
         tracker = tracker_of(folder)
         assert tracker.parent_run == ""
 
 
-def test_away_in_the_middle_loses_nothing(folder: Path, server: TrackingServer) -> None:
+def test_outage_in_the_middle_loses_nothing(folder: Path, server: TrackingServer) -> None:
     tracker = tracker_of(folder)
     with server.failing("503"):
-        out = commit(folder, "prepare", tracker.parent_run)  # a stage alone with a store that is away
+        out = commit(folder, "prepare", tracker.parent_run)  # the stage's job cannot reach the store
         tracker.add("prepare", out, {}, is_reused=False)
-        assert tracker.parent_run == ""  # the next stage is not sent there
+        assert tracker.parent_run == ""  # the next stage does not try the store
     tracker.add("ranker", commit(folder, "ranker", tracker.parent_run), {}, is_reused=False)
     tracker.close("FINISHED")
-    assert told(folder) == WHOLE
+    assert recorded_runs(folder) == WHOLE
     assert journals(folder) == []
 
 
-def test_away_at_the_end_is_told_by_the_next_run(folder: Path, server: TrackingServer) -> None:
+def test_next_run_uploads_what_an_outage_at_the_end_left(folder: Path, server: TrackingServer) -> None:
     tracker = tracker_of(folder)
     for label in ("prepare", "ranker"):
         tracker.add(label, commit(folder, label, tracker.parent_run), {}, is_reused=False)
     with server.failing("500"):
         tracker.close("FINISHED")
-    assert told(folder)["a title"][0] == "RUNNING"
+    assert recorded_runs(folder)["a title"][0] == "RUNNING"
     Tracker(folder, folder.parent, "the next", CONFIG).close("FINISHED")
-    assert told(folder) == {**WHOLE, "the next": ("FINISHED", {})}
+    assert recorded_runs(folder) == {**WHOLE, "the next": ("FINISHED", {})}
     assert journals(folder) == []
 
 
 @pytest.mark.parametrize("how", ["killed", "failed", "killed while away"])
-def test_one_parent_run_goes_on_after_a_restart(folder: Path, server: TrackingServer, how: str) -> None:
+def test_restart_resumes_the_parent_run(folder: Path, server: TrackingServer, how: str) -> None:
     if how == "killed while away":
         with server.failing("503"):
             tracker_of(folder)
@@ -147,25 +147,25 @@ def test_one_parent_run_goes_on_after_a_restart(folder: Path, server: TrackingSe
         tracker.add("prepare", commit(folder, "prepare", tracker.parent_run), {}, is_reused=False)
         if how == "failed":
             tracker.close("FAILED")
-            assert told(folder)["a title"][0] == "FAILED"
+            assert recorded_runs(folder)["a title"][0] == "FAILED"
     again = tracker_of(folder)
-    assert told(folder)["a title"][0] == "RUNNING"
+    assert recorded_runs(folder)["a title"][0] == "RUNNING"
     if how == "killed while away":
         commit(folder, "prepare", again.parent_run)
     again.add("prepare", folder / "prepare/0123456789ab", {}, is_reused=True)
     again.add("ranker", commit(folder, "ranker", again.parent_run), {}, is_reused=False)
     again.close("FINISHED")
-    assert told(folder) == WHOLE
+    assert recorded_runs(folder) == WHOLE
 
 
-def test_a_run_of_another_config_is_another_run_and_none_is_left_running(folder: Path) -> None:
+def test_another_configuration_starts_another_run_and_leaves_none_running(folder: Path) -> None:
     tracker_of(folder)  # killed
     Tracker(folder, folder.parent, "another", {"prepare": {"text": "other"}}).close("FINISHED")
-    assert told(folder) == {"a title": ("KILLED", {}), "another": ("FINISHED", {})}
+    assert recorded_runs(folder) == {"a title": ("KILLED", {}), "another": ("FINISHED", {})}
     assert journals(folder) == []
 
 
-def test_a_stage_that_was_half_told_is_told_once(folder: Path) -> None:
+def test_partly_logged_stage_is_recorded_once(folder: Path) -> None:
     tracker = tracker_of(folder)
     out = folder / "prepare" / "0123456789ab"
     out.parent.mkdir(parents=True)
@@ -173,12 +173,12 @@ def test_a_stage_that_was_half_told_is_told_once(folder: Path) -> None:
     del log  # its process is killed
     tracker.add("prepare", commit(folder, "prepare", tracker.parent_run), {}, is_reused=False)
     tracker.close("FINISHED")
-    assert told(folder)["prepare"] == ("FINISHED", METRICS)
+    assert recorded_runs(folder)["prepare"] == ("FINISHED", METRICS)
 
 
-def test_what_was_never_told_while_away_keeps_its_times(folder: Path, server: TrackingServer) -> None:
+def test_late_upload_keeps_the_original_times(folder: Path, server: TrackingServer) -> None:
     with server.failing("503"):
-        pass_through(folder, tracker_of(folder))
+        track_stages(folder, tracker_of(folder))
     (kept,) = journals(folder)
     track(run_file(folder))
     client = connect()
@@ -192,19 +192,19 @@ def test_what_was_never_told_while_away_keeps_its_times(folder: Path, server: Tr
     )
 
 
-def test_a_moved_run_is_told_from_its_new_place(folder: Path, server: TrackingServer) -> None:
+def test_moved_run_is_uploaded_from_its_new_folder(folder: Path, server: TrackingServer) -> None:
     with server.failing("503"):
-        pass_through(folder, tracker_of(folder))
+        track_stages(folder, tracker_of(folder))
     moved = folder.parent.parent / "elsewhere" / folder.name
     moved.parent.mkdir()
     folder.rename(moved)
     assert track(run_file(moved)) == 1
-    assert told(folder) == WHOLE
+    assert recorded_runs(folder) == WHOLE
 
 
-def test_the_command_says_that_the_store_is_still_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_reports_that_the_store_is_still_unreachable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URI_VARIABLE, AWAY)
-    pass_through(folder, tracker_of(folder))
+    track_stages(folder, tracker_of(folder))
     monkeypatch.setattr("sidestack.infra.mlflow_store._PATIENT", {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"})
     with pytest.raises(StageError, match=r"http://\*\*\*@127.0.0.1:9: MlflowException: .*stays in") as caught:
         track(run_file(folder))
@@ -215,14 +215,14 @@ def test_the_command_says_that_the_store_is_still_away(folder: Path, monkeypatch
 @pytest.mark.parametrize(
     "uri", ["mlruns", "./mlruns", "file:///mlruns", "http://", "http://host:port", "htp://host", "http://[1"]
 )
-def test_a_malformed_address_is_the_users_error(folder: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+def test_malformed_address_is_a_configuration_error(folder: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     monkeypatch.setenv(URI_VARIABLE, uri)
     with pytest.raises(ConfigError, match=URI_VARIABLE):
         tracker_of(folder)
 
 
-def test_a_journal_that_cannot_be_read_stops_nothing(folder: Path) -> None:
+def test_unreadable_journal_does_not_stop_the_run(folder: Path) -> None:
     (folder / "tracking").mkdir(parents=True)
     (folder / "tracking" / "torn.json").write_text("{")
     tracker_of(folder).close("FINISHED")
-    assert told(folder) == {"a title": ("FINISHED", {})}
+    assert recorded_runs(folder) == {"a title": ("FINISHED", {})}

@@ -1,4 +1,4 @@
-"""Tuning: every arm gets the same settings, on validation dates, and what is chosen is the best of them."""
+"""Tuning: every arm is trained with the same settings, and its best setting on the validation dates is chosen."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_every_arm_gets_every_setting_and_nothing_else_differs() -> None:
     assert {one.training.steps_share for one in configs.values()} == {1.0}
 
 
-def test_a_later_rung_trains_what_is_left_for_longer_and_keeps_the_rungs_before() -> None:
+def test_later_rung_trains_the_remaining_settings_longer_and_keeps_earlier_rungs() -> None:
     standard = whole(budget="standard")
     first = plan(standard)
     left = {"none": [TUNED.trials[0].setting], "side": [TUNED.trials[3].setting]}
@@ -68,7 +68,7 @@ def test_a_later_rung_trains_what_is_left_for_longer_and_keeps_the_rungs_before(
     assert list(second["tune"].inputs)[4:] == names
 
 
-def test_the_better_half_of_the_last_rung_goes_on() -> None:
+def test_better_half_of_the_last_rung_advances() -> None:
     trials = [trial("none", sparse, click, 0.8) for sparse, click in ((0.1, 0.6), (0.2, 0.5), (0.3, 0.7))]
     assert [one.sparse_learning_rate for one in Tuned(held_out=("", ""), trials=tuple(trials)).better_half["none"]] == [
         0.2, 0.1,
@@ -82,7 +82,7 @@ def test_the_better_half_of_the_last_rung_goes_on() -> None:
     assert len(tuned.better_half["none"]) == 1
 
 
-def test_what_is_spent_on_the_search_is_no_setting_of_a_training() -> None:
+def test_search_budget_does_not_change_the_digest_of_a_training() -> None:
     quick, thorough = (whole(budget=budget).ranker.resolved("side") for budget in ("quick", "thorough"))
     assert digest(quick) == digest(thorough)
 
@@ -101,12 +101,12 @@ TUNED = Tuned(
     held_out=("2020-01-01", "2020-01-07"),
     trials=(
         trial("none", 0.02, 0.60, 0.80), trial("none", 0.04, 0.61, 0.81),
-        trial("side", 0.02, 0.60, 0.80), trial("side", 0.04, 0.61, 0.78),  # a per cent of either counts alike
+        trial("side", 0.02, 0.60, 0.80), trial("side", 0.04, 0.61, 0.78),  # one percent of either task counts the same
     ),
 )  # fmt: skip
 
 
-def test_the_best_of_each_arm_is_chosen_and_told() -> None:
+def test_best_setting_of_each_arm_is_chosen_and_printed() -> None:
     assert {arm: best.setting.sparse_learning_rate for arm, best in TUNED.best.items()} == {"none": 0.02, "side": 0.04}
     grid = TuneConfig(sparse_learning_rates=(0.01, 0.02, 0.04), dense_learning_rates=(0.001,), rungs=(0.125,))
     lines = as_text(TUNED, grid).splitlines()
@@ -118,7 +118,7 @@ def test_the_best_of_each_arm_is_chosen_and_told() -> None:
 
 
 @pytest.mark.parametrize("tasks", [("buy",), ("view", "cart", "buy")])
-def test_the_choice_follows_the_tasks(tasks: tuple[str, ...]) -> None:
+def test_choice_uses_all_tasks(tasks: tuple[str, ...]) -> None:
     trials = [
         TUNED.trials[2].model_copy(update={"values": dict.fromkeys(tasks, 0.8)}),
         TUNED.trials[3].model_copy(update={"values": {**dict.fromkeys(tasks, 0.8), tasks[-1]: 0.79}}),
@@ -130,7 +130,7 @@ def test_the_choice_follows_the_tasks(tasks: tuple[str, ...]) -> None:
     assert row.split()[3:5] == (["0.8000", "0.8000"] if len(tasks) > 1 else ["0.7900", "(at"])
 
 
-def test_the_tuned_file_is_the_runs_own_but_for_the_settings_of_its_arms() -> None:
+def test_tuned_file_changes_only_the_settings_of_the_arms() -> None:
     values = {"run": {"name": "test"}, "ranker": {"arm": "none", "arms": {**ARMS, "left": {}}}}
     before = parse(PipelineConfig, values, "test")
     tuned = tuned_values(values, before, {arm: best.setting for arm, best in TUNED.best.items()})
@@ -143,7 +143,7 @@ def test_the_tuned_file_is_the_runs_own_but_for_the_settings_of_its_arms() -> No
     assert after.model_copy(update={"ranker": before.ranker}) == before
 
 
-def test_the_tuned_file_names_the_arms_that_were_defaults() -> None:
+def test_tuned_file_names_the_default_arms() -> None:
     values = {"run": {"name": "test"}}
     before = parse(PipelineConfig, values, "test")
     after = parse(PipelineConfig, tuned_values(values, before, {"side": TUNED.best["side"].setting}), "test")
@@ -152,7 +152,7 @@ def test_the_tuned_file_names_the_arms_that_were_defaults() -> None:
     }
 
 
-def test_what_is_no_training_of_the_grid_is_refused(tmp_path: Path) -> None:
+def test_output_that_is_no_training_of_the_grid_is_refused(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"arm": "side", "tasks": {"click": {"ne": None}}}))
     with pytest.raises(DataError, match="no training of the arm 'none'"):
         _trial(parse(TuneConfig, GRID, "t"), "arm.0.none.sparse0.02_dense0.001", tmp_path)
@@ -163,7 +163,7 @@ def test_what_is_no_training_of_the_grid_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["--run"]])
-def test_the_contest_is_run_with_what_was_chosen_where_that_is_asked(
+def test_pipeline_is_run_with_the_tuned_file_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     (tmp_path / TABLE_FILE).write_text("the best")

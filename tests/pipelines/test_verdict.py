@@ -1,4 +1,4 @@
-"""What is judged and what is withheld: curves, verdicts, and the settings that are told beside them."""
+"""Verdicts and the reasons to withhold them: learning curves, sample sizes and training settings."""
 
 from typing import Any
 
@@ -89,7 +89,7 @@ def reasons_of(side: Learning | None = HEALTHY, none: Learning | None = HEALTHY,
         ),
     ],
 )
-def test_what_has_not_learned_is_not_judged(changes: dict[str, Any], reason: str) -> None:
+def test_verdict_is_withheld_when_data_or_training_is_insufficient(changes: dict[str, Any], reason: str) -> None:
     assert reasons_of(**changes) == (reason,)
 
 
@@ -99,23 +99,23 @@ def test_what_has_not_learned_is_not_judged(changes: dict[str, Any], reason: str
         {},
         {"positives": 100, "users": 100},
         {"ne": 0.995},
-        {"side": Learning(train_ne=0.8, late_fall=0.08, late_fall_error=0.041)},  # as the points scatter, no fall
-        {"side": Learning(train_ne=0.8, late_fall=0.2, late_validation_fall=0.01)},  # falls on rows that were seen
+        {"side": Learning(train_ne=0.8, late_fall=0.08, late_fall_error=0.041)},  # within the scatter of the points
+        {"side": Learning(train_ne=0.8, late_fall=0.2, late_validation_fall=0.01)},  # falls only in training
         {"side": Learning(train_ne=0.8, late_fall=-0.2, lowest_validation_ne=0.8, last_validation_ne=0.8079)},
     ],
 )
-def test_what_keeps_the_rules_is_judged(changes: dict[str, Any]) -> None:
+def test_verdict_is_given_when_all_rules_hold(changes: dict[str, Any]) -> None:
     assert reasons_of(**changes) == ()
 
 
-def test_a_curve_is_told_by_its_last_half() -> None:
+def test_curve_is_summarized_by_its_last_half() -> None:
     found = learned_click(curve(1.0, 0.9, 0.8, 0.78, 0.7, 0.68, 0.6, 0.58))
     assert found.train_ne == pytest.approx(0.59) and found.late_fall == pytest.approx(1 - 0.59 / 0.69)
     assert found.late_fall_error == pytest.approx((2 * 0.0002 / 2) ** 0.5 / 0.69)
     assert found.lowest_validation_ne is None
 
 
-def test_the_points_of_a_curve_weigh_as_the_steps_that_they_stand_for() -> None:
+def test_points_of_a_curve_are_weighted_by_their_steps() -> None:
     found = learned_click([*curve(0.9, 0.8, 0.8, 0.7, 0.7, 0.6, 0.6), (352.0, 2.0)])
     assert found.train_ne == pytest.approx((50 * 0.6 + 50 * 0.6 + 2 * 2.0) / 102)
 
@@ -128,11 +128,11 @@ def test_the_points_of_a_curve_weigh_as_the_steps_that_they_stand_for() -> None:
         ([(500.0, 0.9), (510.0, 0.9)], None),
     ],
 )
-def test_short_curves(train: Curve, fall: float | None) -> None:
+def test_late_fall_of_short_curves(train: Curve, fall: float | None) -> None:
     assert learned_click(train).late_fall == fall
 
 
-def test_rising_validation_is_seen() -> None:
+def test_rising_validation_ne_is_detected() -> None:
     found = learned_click(curve(0.9, 0.8), curve(0.9, 0.82, 0.85))
     assert (found.lowest_validation_ne, found.last_validation_ne) == (0.82, 0.85)
     assert found.late_validation_fall == pytest.approx(1 - 0.85 / 0.82)
@@ -143,9 +143,7 @@ def test_rising_validation_is_seen() -> None:
     ("epochs", "lowest", "last", "fall"),
     [(1, 0.9, 0.9, 1 - 0.82 / 0.9), (2, 0.82, 0.82, 1 - 0.85 / 0.82), (3, 0.82, 0.85, 1 - 0.85 / 0.82)],
 )
-def test_validation_counts_up_to_the_epochs_that_were_trained(
-    epochs: int, lowest: float, last: float, fall: float
-) -> None:
+def test_validation_counts_only_up_to_the_trained_epochs(epochs: int, lowest: float, last: float, fall: float) -> None:
     training = Training(steps=9, epochs=epochs, validation_days=7)
     found = learned_click(curve(0.9, 0.8), curve(0.9, 0.82, 0.85), training)
     assert (found.lowest_validation_ne, found.last_validation_ne) == (lowest, last)
@@ -174,13 +172,13 @@ def test_the_error_of_a_fall_shrinks_with_replicates() -> None:
     assert double.late_fall_error == pytest.approx(single.late_fall_error / 2**0.5)
 
 
-def test_an_arm_without_steps_is_not_asked_for_a_curve() -> None:
+def test_arm_without_steps_needs_no_curve() -> None:
     results = {"none": result(), "trees": result(gain=HIGHER)}
     judged = with_verdicts(results, {"none": HEALTHY}, RULES, "none", 2)
     assert judged["trees"].verdict == Verdict(kind="better") and judged["trees"].learning is None
 
 
-def test_a_return_needs_gains_and_a_cost() -> None:
+def test_roi_needs_gains_and_a_cost() -> None:
     withheld, better = Verdict(kind="withheld", reasons=("few",)), Verdict(kind="better")
     tasks = {"click": result().model_copy(update={"verdict": better}), "order": result()}
     assert roi_doubt(tasks, 6.0, RULES) == ""
@@ -212,13 +210,13 @@ def summary(**changes: Any) -> RankerSummary:
     return RankerSummary.model_construct(**{**given, **changes})
 
 
-def test_a_training_is_told_as_far_as_it_is_known() -> None:
-    told = training_of(summary(budget={}), SECTION)
-    assert (told.steps, told.epochs, told.batch_size, told.dense_learning_rate) == (98, 2, 512, None)
+def test_training_has_the_settings_that_are_known() -> None:
+    training = training_of(summary(budget={}), SECTION)
+    assert (training.steps, training.epochs, training.batch_size, training.dense_learning_rate) == (98, 2, 512, None)
     assert training_of(summary(steps=None, budget={}), {}) == Training()
 
 
-def test_what_a_rule_decided_is_told() -> None:
+def test_training_names_the_settings_decided_by_a_rule() -> None:
     left_open = {**SECTION, "training": {**SECTION["training"], "batch_size": None, "validation_days": None}}
-    told = training_of(summary(), left_open)
-    assert (told.batch_size, told.validation_days, told.by_rule) == (256, 7, ("batch_size",))
+    training = training_of(summary(), left_open)
+    assert (training.batch_size, training.validation_days, training.by_rule) == (256, 7, ("batch_size",))

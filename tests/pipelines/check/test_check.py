@@ -1,4 +1,4 @@
-"""The look at a raw log: what it guesses of a folder, what it counts, what it warns of, and that faults are told."""
+"""The check of a raw log: the guessed configuration, the counts, the warnings, and the reported faults."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return {name.strip(): value.strip() for name, value in found}
 
 
-def test_a_log_is_counted_before_anything_is_made(
+def test_check_counts_a_log_and_makes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events = write_log(tmp_path, days=6)
@@ -39,7 +39,8 @@ def test_a_log_is_counted_before_anything_is_made(
     printed = lines_of(capsys)
     assert printed["events"] == "240 from 2024-03-01 to 2024-03-06, 6 dates"
     assert printed["users, items"] == "6 and 9"
-    assert printed["train, test"] == "2024-03-01 to 2024-03-03, 2024-03-04 to 2024-03-04"  # orders take two days more
+    # Orders have a follow-up of two days, so the last two dates are left out.
+    assert printed["train, test"] == "2024-03-01 to 2024-03-03, 2024-03-04 to 2024-03-04"
     clicks = [row for row in events if row["action"] == "click"]
     of_test = [row for row in clicks if row["ts"].day == 4]
     share = f"{len(clicks):,} positives ({len(clicks) / 240:.2%}), {len(of_test)} to test"
@@ -51,7 +52,7 @@ def test_a_log_is_counted_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_a_verdict_will_lack_is_said(
+def test_check_warns_about_what_a_verdict_will_lack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_log(tmp_path, days=2)
@@ -70,7 +71,7 @@ def test_what_a_verdict_will_lack_is_said(
     assert "1 dates are too few to train on some and test on others" in capsys.readouterr().out
 
 
-def test_all_faults_are_told_and_the_status_is_1(
+def test_all_faults_are_reported_with_exit_status_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_log(tmp_path, days=2)
@@ -81,13 +82,13 @@ def test_all_faults_are_told_and_the_status_is_1(
     file.write_text(yaml.safe_dump({"prepare": config, "run": {"name": "own"}}))
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "--config", str(file))
-    told = capsys.readouterr().err
-    assert stopped.value.code == 1 and "the raw log has 5 faults:" in told
-    assert told.count("column 'weight' is missing") == told.count("column 'eid' (VARCHAR) must be a finite number") == 2
-    assert "column 'vec' (VARCHAR[]) must be a list of finite numbers" in told
+    err = capsys.readouterr().err
+    assert stopped.value.code == 1 and "the raw log has 5 faults:" in err
+    assert err.count("column 'weight' is missing") == err.count("column 'eid' (VARCHAR) must be a finite number") == 2
+    assert "column 'vec' (VARCHAR[]) must be a list of finite numbers" in err
 
 
-def test_another_source_is_not_checked(
+def test_source_of_another_kind_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.yaml").write_text("prepare: {source: {kind: synthetic}}\nrun: {name: test}\n")
@@ -97,7 +98,7 @@ def test_another_source_is_not_checked(
 
 
 @pytest.mark.parametrize("form", ["actions", "flags", "ratings", "positives"])
-def test_a_folder_is_guessed_and_its_configuration_runs_through_the_check(
+def test_guessed_configuration_of_a_folder_passes_the_check(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     added: dict[str, Any] = {
@@ -146,17 +147,17 @@ def test_a_folder_is_guessed_and_its_configuration_runs_through_the_check(
     assert "is there already" in capsys.readouterr().err
 
 
-def test_a_folder_without_events_says_what_it_saw(
+def test_folder_without_events_is_refused_with_the_columns_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "raw/a.parquet", [{"user_id": "u", "seen": 1}])
     with pytest.raises(SystemExit):
         run(monkeypatch, "--init", str(tmp_path / "raw"), "--out", str(tmp_path / "run.yaml"))
-    told = capsys.readouterr().err
-    assert "no table has a user, an item and a time by the names of its columns (a.parquet: user_id, seen)" in told
+    err = capsys.readouterr().err
+    assert "no table has a user, an item and a time by the names of its columns (a.parquet: user_id, seen)" in err
 
 
-def test_a_large_log_is_looked_at_in_some_of_its_files(
+def test_large_log_is_sampled_from_some_of_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_log(tmp_path, days=8)

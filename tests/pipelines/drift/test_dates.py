@@ -1,4 +1,4 @@
-"""Which dates are new, and which they are held against."""
+"""Which dates are new, and which earlier dates they are compared with."""
 
 from collections.abc import Sequence
 from datetime import date, timedelta
@@ -36,7 +36,7 @@ def dataset(days: Sequence[int]) -> Dataset:
         ([1, 2, 3, 4], [1, 3], [2, 4]),
     ],
 )
-def test_by_default_dates_are_new_that_the_snapshot_before_lacks(
+def test_dates_missing_from_the_earlier_snapshot_are_new_by_default(
     now: list[int], before: list[int] | None, new: list[int]
 ) -> None:
     dates = choose_dates(None, dataset(now), None if before is None else dataset(before))
@@ -44,7 +44,7 @@ def test_by_default_dates_are_new_that_the_snapshot_before_lacks(
     assert dates.earlier == tuple(day(one) for one in now if one < new[0])
 
 
-def test_chosen_dates_are_held_against_a_bounded_number_of_earlier_ones() -> None:
+def test_chosen_dates_are_compared_with_a_bounded_number_of_earlier_ones() -> None:
     dates = choose_dates((day(50), day(51)), dataset(range(60)), None)
     assert dates.new == (day(50), day(51))
     assert dates.earlier == tuple(day(one) for one in range(50 - EARLIER_DATES, 50))

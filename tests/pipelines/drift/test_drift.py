@@ -1,4 +1,4 @@
-"""Stage `drift`: every figure of two cycles against slow references, no change, the first cycle, wrong inputs."""
+"""Stage `drift`: the figures of two cycles against slow references, no change, the first cycle, and wrong inputs."""
 
 import json
 import re
@@ -39,7 +39,7 @@ QUICK = {"training": {"epochs": 1}}
 
 
 class Made:
-    """Two cycles: the second has a day and 300 items more, and another encoder of items; users keep theirs."""
+    """Two cycles: the second has another day, 300 more items and another item encoder; the user encoder is the same."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,7 +80,7 @@ def old_events(day: date, rows: int) -> pa.Table:
 
 
 def immature(table: pa.Table) -> pa.Table:
-    """Return impressions of which a third of the clicks, and no conversion, is known."""
+    """Return impressions with a third of their click labels and without conversion labels."""
     clicks = [click if i % 3 == 0 else None for i, click in enumerate(table["click"].to_pylist())]
     unknown = pa.nulls(table.num_rows, pa.int8())
     return replaced(replaced(table, "click", pa.array(clicks, pa.int8())), "conversion", unknown)
@@ -111,7 +111,7 @@ def drift_of(path: Path) -> Drift:
     return parse(Drift, json.loads((path / DRIFT_FILE).read_text()), DRIFT_FILE)
 
 
-def test_volume_label_rates_and_newcomers_are_those_of_the_rows(made: Made, grown: Path) -> None:
+def test_volume_label_rates_and_newcomers_match_the_rows(made: Made, grown: Path) -> None:
     """The third day is new; its users are all known, some of its items are not."""
     found = drift_of(grown)
     assert (found.new_dates, found.earlier_dates) == ((THIRD,), (FIRST, SECOND))
@@ -131,13 +131,13 @@ def test_volume_label_rates_and_newcomers_are_those_of_the_rows(made: Made, grow
 
 
 def digits_of(dataset: Dataset, name: str) -> list[list[int] | None]:
-    """Spell the SIDs of the items or users, from their columns, as ternary digits."""
+    """Return the SIDs of the items or users as ternary digits."""
     table = "items" if name == "sid" else "users"
     column = content(dataset, dataset.snapshot.sids[name].table(name, table))[name].to_pylist()
     return [None if sid is None else [sid // 3**place % 3 for place in (5, 4, 3, 2, 1, 0)] for sid in column]
 
 
-def test_sids_of_another_encoder_changed_and_those_of_the_same_did_not(made: Made, grown: Path) -> None:
+def test_sids_of_a_new_encoder_changed_and_sids_of_the_same_encoder_did_not(made: Made, grown: Path) -> None:
     found = drift_of(grown)
     now, before = (digits_of(read_dataset(path), "sid") for path in (made.now, made.before))
     pairs = [(a, b) for a, b in zip(now, before, strict=False) if a is not None and b is not None]
@@ -170,7 +170,7 @@ def test_reconstruction_of_new_and_old_items_is_the_mean_loss_of_their_rows(made
     assert of_users is not None and all(one.new is None and one.old is not None for one in of_users.values())
 
 
-def test_figures_have_names_and_leave_out_what_is_null(grown: Path) -> None:
+def test_figures_have_names_and_leave_out_nulls(grown: Path) -> None:
     values = json.loads((grown / DRIFT_FILE).read_text())
     found = figures(values)
     named = {
@@ -186,7 +186,7 @@ def test_figures_have_names_and_leave_out_what_is_null(grown: Path) -> None:
     assert json.loads((grown / "summary.json").read_text()) == found
 
 
-def test_the_table_is_aligned_and_says_what_was_not_measured(grown: Path) -> None:
+def test_table_is_aligned_and_names_what_was_not_measured(grown: Path) -> None:
     first, header, *lines = (grown / TABLE_FILE).read_text().splitlines()
     assert first == "drift: 1 new dates, 2024-01-03 to 2024-01-03, against 2 earlier ones, 2024-01-01 to 2024-01-02"
     (volume,) = (line for line in lines if line.startswith("impressions a day"))
@@ -197,7 +197,7 @@ def test_the_table_is_aligned_and_says_what_was_not_measured(grown: Path) -> Non
     assert lines[-1] == f"not measured, as {NO_LABELS}: label_rates.conversion"
 
 
-def test_of_a_sample_the_seed_decides(made: Made, tmp_path: Path) -> None:
+def test_sample_depends_only_on_the_seed(made: Made, tmp_path: Path) -> None:
     small = "drift.sample_items=50"
     found = [
         run(tmp_path / f"{place}", made.inputs, small, f"drift.seed={seed}").sids["sid"].reconstruction
@@ -206,8 +206,8 @@ def test_of_a_sample_the_seed_decides(made: Made, tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_without_a_change_all_is_zero(tmp_path: Path, made: Made) -> None:
-    """Both snapshots are one, whose two days have the same rows."""
+def test_unchanged_snapshot_has_zero_drift(tmp_path: Path, made: Made) -> None:
+    """Both inputs are the same snapshot, whose two days have the same rows."""
     plain = write_dataset(tmp_path / "plain", days=dict.fromkeys((FIRST, SECOND), events(FIRST, 80)))
     materialize_dataset(LOCAL, plain, made.now_encoder, tmp_path / "same")
     inputs = {"now": tmp_path / "same", "before": tmp_path / "same", "encoder.sid": made.now_encoder}
@@ -221,7 +221,7 @@ def test_without_a_change_all_is_zero(tmp_path: Path, made: Made) -> None:
     assert not [name for name in found if name.startswith(("reconstruction_ratio", "reconstruction_new"))]
 
 
-def test_in_the_first_cycle_what_needs_a_snapshot_before_is_null(made: Made, tmp_path: Path) -> None:
+def test_figures_that_need_an_earlier_snapshot_are_null_in_the_first_cycle(made: Made, tmp_path: Path) -> None:
     inputs = {name: path for name, path in made.inputs.items() if name != "before"}
     found = run(tmp_path / "drift", inputs)
     assert found.new_dates == (THIRD,) and found.new_items is None and found.new_users is None
@@ -236,7 +236,7 @@ def test_in_the_first_cycle_what_needs_a_snapshot_before_is_null(made: Made, tmp
     }  # fmt: skip
 
 
-def test_of_one_date_nothing_is_held_against_earlier_ones(made: Made, tmp_path: Path) -> None:
+def test_figures_that_need_earlier_dates_are_null_without_them(made: Made, tmp_path: Path) -> None:
     found = run(tmp_path / "drift", made.inputs, "drift.new_dates=[2024-01-01, 2024-01-02]")
     assert found.new_dates == (FIRST, SECOND) and found.earlier_dates == ()
     assert found.impressions_a_day.new == 110 and found.impressions_a_day.change is None
@@ -264,8 +264,8 @@ def test_sids_with_other_digits_or_of_another_name_are_not_compared(made: Made, 
     assert "\nnot measured, as there is no input encoder.taste: taste.reconstruction\n" in text
 
 
-def test_a_partition_that_was_altered_is_refused(made: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Of each kind that is read, one: impressions, requests, items, SIDs now and before."""
+def test_altered_partition_is_refused(made: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Alter one partition of each kind that is read: events, requests, items, SIDs now and before."""
     kinds = ("now", "events"), ("now", "requests"), ("now", "items"), ("now", "sids/sid"), ("before", "sids/sid")
     for place, (name, table) in enumerate(kinds):
         dataset = read_dataset(made.inputs[name])

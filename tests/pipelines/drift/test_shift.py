@@ -1,4 +1,4 @@
-"""PSI by hand, and the sample that it is taken of."""
+"""PSI against a computation by hand, and the sample that it is computed on."""
 
 from collections import Counter
 from datetime import date, timedelta
@@ -26,7 +26,7 @@ def psi_of(shares: list[tuple[float, float]]) -> float:
     return sum((p - q) * log(p / q) for p, q in floored)
 
 
-def test_psi_of_numbers_is_of_the_earlier_deciles() -> None:
+def test_psi_of_numbers_is_over_the_earlier_deciles() -> None:
     earlier_N = np.random.default_rng(0).permutation(1000).astype(float)
     assert dense_psi(earlier_N, earlier_N) == 0
     upper_half_N = np.arange(500, 1000).astype(float)
@@ -37,14 +37,14 @@ def test_psi_of_numbers_is_of_the_earlier_deciles() -> None:
 
 
 @pytest.mark.parametrize("moved", [3.0, 7.0])
-def test_a_constant_that_moves_either_way_is_seen(moved: float) -> None:
+def test_psi_detects_a_constant_that_moves_either_way(moved: float) -> None:
     constant_N = np.full(50, 5.0)
     assert dense_psi(constant_N, constant_N) == 0
     assert dense_psi(constant_N, np.full(20, moved)) == pytest.approx(psi_of([(0, 1), (1, 0)]))
 
 
-def test_psi_of_ids_is_of_the_most_frequent_and_the_rest() -> None:
-    """Id i comes 200 - i times; of two samples with the same rest, what the rest is of does not show."""
+def test_psi_of_ids_is_over_the_most_frequent_and_the_rest() -> None:
+    """Id i occurs 200 - i times; which ids are in the rest does not matter."""
     earlier = [i for i in range(150) for _ in range(200 - i)]
     new = [i % 120 for i in range(600)] + [999] * 50
     assert sparse_psi(np.array(earlier), np.array(earlier)) == 0
@@ -63,7 +63,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data") / "dataset", days=days)
 
 
-def test_small_dates_are_taken_whole(dataset: Path) -> None:
+def test_small_dates_are_sampled_completely(dataset: Path) -> None:
     snapshot = read_dataset(dataset)
     rng = np.random.default_rng(0)
     first, second, third = snapshot.dates()
@@ -75,8 +75,8 @@ def test_small_dates_are_taken_whole(dataset: Path) -> None:
     assert sample_impressions(snapshot, (), COLUMNS, rng).num_rows == 0
 
 
-def test_of_large_dates_some_rows_of_some_row_groups_are_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By rows: of 60 and 180 impressions 40 are drawn, 10 and 30; of each date two row groups are read."""
+def test_large_dates_are_sampled_from_some_of_their_row_groups(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 60 and 180 impressions, 10 and 30 are drawn, in proportion, from two row groups of each date."""
     monkeypatch.setattr(sample, "SAMPLE_ROWS", 40)
     monkeypatch.setattr(sample, "GROUPS_A_DATE", 2)
     joined_group = ImpressionRows.joined

@@ -23,7 +23,7 @@ Digits = list[tuple[int, ...] | None]
 
 
 def made(folder: Path, spec: SidSpec, digits: Digits) -> SidTable:
-    """Write a map, in two parts."""
+    """Write a map of SIDs in two parts."""
     packed = [
         [NULL] * len(spec.chunk_sizes) if row is None else spec.pack(torch.tensor(row)).tolist() for row in digits
     ]
@@ -37,14 +37,14 @@ def made(folder: Path, spec: SidSpec, digits: Digits) -> SidTable:
 
 
 def drawn(spec: SidSpec, rows: int, seed: int) -> Digits:
-    """Draw digits from few values, so that SIDs are shared; every seventh row has none."""
+    """Draw digits with few values, so that items share SIDs; every seventh row has no SID."""
     digits_ND = np.random.default_rng(seed).integers(0, spec.radix, (rows, spec.digits))
     digits_ND[::2, 3:] = 0
     return [None if i % 7 == seed else tuple(row) for i, row in enumerate(digits_ND.tolist())]
 
 
 @pytest.mark.parametrize("spec", [SPEC, LONG])
-def test_changed_shares_and_hamming_are_those_of_a_slow_count(
+def test_changed_shares_and_hamming_match_a_slow_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: SidSpec
 ) -> None:
     monkeypatch.setattr(sids, "_IDS_AT_A_TIME", 17)
@@ -64,8 +64,8 @@ def test_changed_shares_and_hamming_are_those_of_a_slow_count(
     assert found == tuple(pairs.count(pair) for pair in ((True, False), (False, True), (True, True)))
 
 
-def test_nothing_changes_and_an_exchanged_item_is_its_exact_share(tmp_path: Path) -> None:
-    """Item 5 gets another fourth digit: of 100 SIDs one changed, in the prefixes from four digits on."""
+def test_changed_share_is_zero_or_the_exact_share_of_the_changed_item(tmp_path: Path) -> None:
+    """Item 5 gets another fourth digit: one SID of 100 changes, in prefixes of four digits or more."""
     digits: Digits = [(i % 3, 1, 2, 0, i // 3 % 3, 1) for i in range(100)]
     before = made(tmp_path / "before", SPEC, digits)
     same = compare_sids(made(tmp_path / "same", SPEC, digits), before)
@@ -76,9 +76,7 @@ def test_nothing_changes_and_an_exchanged_item_is_its_exact_share(tmp_path: Path
     assert change.changed_share == {1: 0, 2: 0, 4: 0.01, 6: 0.01}
 
 
-def test_use_of_codes_and_shared_sids_are_those_of_a_slow_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_use_of_codes_and_shared_sids_match_a_slow_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sid_map, "_ROWS_AT_A_TIME", 13)
     digits = drawn(SPEC, 100, 2)
     use = code_use(made(tmp_path / "maps", SPEC, digits), tmp_path)
@@ -95,7 +93,7 @@ def test_use_of_codes_and_shared_sids_are_those_of_a_slow_count(
     assert [*tmp_path.iterdir()] == [tmp_path / "maps"]
 
 
-def test_digits_are_compared_only_where_they_mean_the_same_kind_of_code() -> None:
+def test_digits_are_compared_only_when_they_are_of_the_same_kind() -> None:
     renamed = SPEC.model_copy(update={"fingerprint": "1" * 64, "packing": "paper_eq5", "prefix_lengths": ()})
     assert difference(SPEC, renamed) == ""
     assert "before of items, depth 2 x groups 3, 1 x 3 values a digit" in difference(

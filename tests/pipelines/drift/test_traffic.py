@@ -1,4 +1,4 @@
-"""Impressions of new items and users by a slow count, the first new id among them."""
+"""Impressions of new items and users against a slow count, including the first new id."""
 
 from dataclasses import replace
 from datetime import date
@@ -18,12 +18,12 @@ KNOWN: dict[Entity, int] = {"item": 600, "user": 31}
 
 
 def with_first_new(day: date) -> pa.Table:
-    """Return impressions of which the first is of the first new item."""
+    """Return impressions whose first row is of the first new item."""
     table = events(day)
     return replaced(table, "item_id", pa.array([KNOWN["item"], *table["item_id"].to_pylist()[1:]]))
 
 
-def test_newcomers_are_the_ids_that_the_table_before_lacks(tmp_path: Path) -> None:
+def test_newcomers_are_the_ids_missing_from_the_earlier_table(tmp_path: Path) -> None:
     now = read_dataset(write_dataset(tmp_path / "now", days={day: with_first_new(day) for day in DAYS}))
     spec = SPEC.model_copy(update={"num_items": KNOWN["item"], "num_users": KNOWN["user"]})
     found = newcomers(now, replace(now, spec=spec), Dates(new=DAYS, earlier=()))

@@ -51,7 +51,7 @@ def add_items(folder: Path, first: int, end: int, name: str = "part-00000.parque
 
 
 def write_folder(folder: Path, days: int, items: int = 60) -> Path:
-    """Write a folder that knows the first days, two of them to train on, and so many items in one part."""
+    """Write a folder of the first `days` days, two of them to train on, and of `items` items in one part."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(days):
         add_day(folder, day_at(number))
@@ -64,7 +64,7 @@ def write_folder(folder: Path, days: int, items: int = 60) -> Path:
 
 
 def without_counts(folder: Path) -> Path:
-    """Take the numbers of items and users out of a folder's description, so that they are counted."""
+    """Remove the numbers of items and users from a folder's description, so that they are counted."""
     file = folder / "dataset.json"
     spec = {name: value for name, value in json.loads(file.read_text()).items() if not name.startswith("num_")}
     file.write_text(json.dumps(spec))
@@ -72,18 +72,18 @@ def without_counts(folder: Path) -> Path:
 
 
 def tables_config(path: Path, **settings: Any) -> dict[str, Any]:
-    """Return the stage's values for a folder; `as_of` is the stage's, all else the source's."""
+    """Return the stage's settings for a folder; `as_of` is a setting of the stage, all others are of the source."""
     as_of = {"as_of": str(settings.pop("as_of"))} if "as_of" in settings else {}
     return {"source": {"kind": "tables", "path": str(path), **settings}, **as_of}
 
 
 def read(path: Path) -> pa.Table:
-    """Read a file whole."""
+    """Read all rows of a file."""
     return pa.concat_tables([read_row_group(group) for group in row_groups([path])]).combine_chunks()
 
 
 def rewrite(path: Path, content: pa.Table, row_group_rows: int = 20) -> None:
-    """Write a file anew."""
+    """Write a file, replacing any earlier content."""
     with TableWriter(path, content.schema, row_group_rows=row_group_rows) as writer:
         writer.write(content)
 

@@ -22,7 +22,7 @@ TINY_DIM = 8
 
 
 class TinyEncoder(torch.nn.Module):
-    """Reads a text as the bytes of its words' digests; takes milliseconds to make, not seconds."""
+    """A stand-in that embeds a text as the first bytes of its SHA-256, and loads in milliseconds."""
 
     def tokenizer(self, texts: list[str]) -> dict[str, list[list[str]]]:
         return {"input_ids": [line.split() for line in texts]}
@@ -39,7 +39,7 @@ class TinyEncoder(torch.nn.Module):
 
 
 def run_prepare(world: World, values: dict[str, Any], out: Path, packages: Path | None = None) -> dict[str, Any]:
-    """Commit the prepare stage's output; return the facts it added. Its cache lies beside it unless `values` says."""
+    """Commit the prepare stage's output; return the facts it added. The cache is beside it unless `values` sets it."""
     values = {"cache_dir": str(out.parent / "cache"), **values}
     if packages is not None:
         sys.path.insert(0, str(packages))
@@ -59,13 +59,13 @@ def run_prepare(world: World, values: dict[str, Any], out: Path, packages: Path 
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Return every file's bytes by its name, manifests aside."""
+    """Return every file's bytes by its name, except for manifests."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def made_of(out: Path) -> dict[str, bytes]:
-    """Return the bytes of a snapshot and of all files of the store beside it, by name; the stage's record aside."""
+    """Return the bytes of a snapshot and of all files of the store beside it, by name, without the stage's record."""
     snapshot = {name: found for name, found in files_of(out).items() if name not in ("history.jsonl", "summary.json")}
     return {**snapshot, **{f"store/{name}": found for name, found in files_of(out.parent / "store").items()}}
 
@@ -76,6 +76,6 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return what should never stay: temporary directories and files, and snapshots that were not committed."""
+    """Return leftovers: temporary directories and files, and snapshots that were not committed."""
     found = [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
     return found + [path for path in folder.rglob("snapshot.json") if not is_committed(path.parent)]

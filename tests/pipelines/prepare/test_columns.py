@@ -27,7 +27,7 @@ def test_embeddings_are_null_where_not_valid() -> None:
 
 
 @given(st.integers(0, 2**40), st.integers(-(2**40), 2**40), st.integers(0, 50))
-def test_a_draw_depends_on_its_own_keys_only(seed: int, start: int, number: int) -> None:
+def test_draw_depends_only_on_its_own_keys(seed: int, start: int, number: int) -> None:
     keys = start + np.arange(number)
     together = uniform(seed, keys)
     assert ((together >= 0) & (together < 1)).all()

@@ -1,4 +1,4 @@
-"""Which partitions are made anew: the keys of labels that mature, and each rank's share of the dates."""
+"""The keys of partitions, which change while labels mature, and each rank's share of the dates."""
 
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -17,8 +17,8 @@ def key_at(end: datetime | None, followup: dict[str, float] = FOLLOWUP) -> str:
     return label_keys({"log": "x"}, followup, DAY, end)["labels"]
 
 
-def test_labels_have_another_key_while_more_of_them_become_known() -> None:
-    """From three days after the date's first moment to three days after its last."""
+def test_key_of_labels_changes_while_more_of_them_become_known() -> None:
+    """The key changes from three days after the date's first moment to three days after its last moment."""
     begins = datetime(2024, 1, 13)
     keys = [key_at(begins + timedelta(hours=hours)) for hours in range(-48, 72, 6)]
     before, within, after = keys[:9], keys[9:12], keys[12:]
@@ -27,8 +27,8 @@ def test_labels_have_another_key_while_more_of_them_become_known() -> None:
     assert key_at(None) == after[0]
 
 
-def test_labels_of_another_followup_are_others_even_where_all_are_known() -> None:
-    """A source may look so far ahead for its labels."""
+def test_key_of_labels_depends_on_the_followup_even_when_all_are_known() -> None:
+    """The follow-up may decide how far ahead a source looks for labels."""
     assert len({key_at(datetime(2025, 1, 1), {"conversion": days}) for days in (1.0, 2.0, 2.5)}) == 3
     assert key_at(datetime(2025, 1, 1), {}) != key_at(datetime(2025, 1, 1))
 

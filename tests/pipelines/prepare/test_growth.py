@@ -1,4 +1,4 @@
-"""A log that grows: what one more day makes, what stays as it is, and that nothing knows what comes after its end."""
+"""A growing log: what another day makes, what is unchanged, and that snapshots know nothing from after their end."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def state(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Note every partition that is made from now on."""
+    """Record every partition that is made from now on."""
     made: list[tuple[str, str]] = []
     whole = Store.new_partition
 
@@ -64,8 +64,8 @@ def lists_of(out: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("days", [2, 9])
-def test_a_day_and_a_part_of_items_make_their_own_partitions_alone(days: int, tmp_path: Path) -> None:
-    """However long the log is, the same bytes are written: the day's, the part's, and the month's lists of them."""
+def test_new_day_and_new_part_of_items_make_only_their_own_partitions(days: int, tmp_path: Path) -> None:
+    """For any length of the log, only the day, the part, and the lists of the day's month and the part are written."""
     own = without_counts(write_folder(tmp_path / "own", days, items=48 if days == 2 else 60))
     run_prepare(ALONE, tables_config(own, test_days=1), tmp_path / "first")
     before, snapshot = state(tmp_path / "store"), state(tmp_path / "first")
@@ -133,8 +133,8 @@ def test_a_changed_day_is_made_beside_the_old_one(tmp_path: Path, monkeypatch: p
     assert joined(tmp_path / "first", ["item_id", "click"]).equals(earlier)
 
 
-def test_labels_that_come_later_make_labels_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A date's labels lie in a file of their own, which is written again when more of them are known."""
+def test_later_labels_make_only_partitions_of_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A date's labels are in their own file, which is rewritten when more of them are known."""
     own = write_folder(tmp_path / "own", 3)
     file, day = day_file(own, day_at(2)), day_at(2)
     rows = read(file)
@@ -151,7 +151,7 @@ def test_labels_that_come_later_make_labels_alone(tmp_path: Path, monkeypatch: p
     assert found[0].null_count == 50 and found[1].combine_chunks().equals(labels["conversion"].combine_chunks())
 
 
-def test_a_part_that_is_gone_or_altered_is_named(tmp_path: Path) -> None:
+def test_missing_or_altered_partition_is_named(tmp_path: Path) -> None:
     own = write_folder(tmp_path / "own", 3)
     run_prepare(ALONE, tables_config(own), tmp_path / "out")
     dataset = read_dataset(tmp_path / "out")
@@ -187,7 +187,7 @@ def taken(folder: Path, config: Callable[[date], dict[str, Any]], ends: list[dat
 
 @pytest.fixture(scope="module", params=["synthetic", "tables"])
 def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Snapshots, Path]:
-    """Snapshots as of every date of six, and the one of the whole log that knows all labels."""
+    """Take snapshots as of each of five dates, and one of the whole log, which knows all labels."""
     folder = tmp_path_factory.mktemp("log")
     ends = [day_at(number) for number in range(2, 7)]
     if request.param == "synthetic":
@@ -205,7 +205,7 @@ def rows_before(out: Path, end: date) -> pa.Table:
 
 
 def newest_time(rows: pa.Table) -> datetime:
-    """Return the newest time that rows tell of."""
+    """Return the newest time in the events and histories of rows."""
     return max(pc.max(rows["event_time"]).as_py(), pc.max(pc.list_flatten(rows["history_times"])).as_py())
 
 
@@ -222,7 +222,7 @@ def test_a_snapshot_is_the_log_cut_at_its_end(log: tuple[Snapshots, Path]) -> No
         assert read_dataset(out).snapshot.as_of == midnight
 
 
-def test_items_that_come_later_are_in_no_earlier_snapshot(log: tuple[Snapshots, Path]) -> None:
+def test_later_items_are_in_no_earlier_snapshot(log: tuple[Snapshots, Path]) -> None:
     snapshots, whole = log
     items = content(read_dataset(whole), "items")
     is_growing = len(read_dataset(whole).partitions("items")) == 2
@@ -234,7 +234,7 @@ def test_items_that_come_later_are_in_no_earlier_snapshot(log: tuple[Snapshots, 
 
 
 def test_labels_mature_later_and_nothing_else_is_made_again(log: tuple[Snapshots, Path]) -> None:
-    """From one date to the next: the new date's partitions, and the labels whose two days are over by now."""
+    """From one date to the next, only the new date's partitions and the labels whose two days have ended are made."""
     snapshots, _ = log
     ends = list(snapshots)
     for before, after in zip(ends, ends[1:], strict=False):
@@ -245,7 +245,7 @@ def test_labels_mature_later_and_nothing_else_is_made_again(log: tuple[Snapshots
 
 
 def test_each_date_is_made_once_and_its_labels_twice(log: tuple[Snapshots, Path]) -> None:
-    """Before anything is known of a follow-up, and once all is; not at every date between."""
+    """A date's labels are made once before any follow-up ended and once after all ended, not on each date between."""
     snapshots, _ = log
     store = read_dataset(next(iter(snapshots.values()))).store
     for table in ("events", "requests"):
@@ -263,15 +263,15 @@ def test_each_date_is_made_once_and_its_labels_twice(log: tuple[Snapshots, Path]
     assert labels == expected
 
 
-def test_tables_of_a_date_stay_row_aligned_where_labels_are_made_again(log: tuple[Snapshots, Path]) -> None:
-    """A joined reader of the newest snapshot takes labels of another run than the events."""
+def test_tables_of_a_date_stay_row_aligned_when_labels_are_made_again(log: tuple[Snapshots, Path]) -> None:
+    """In the newest snapshot, the labels were made by another run than the events."""
     snapshots, whole = log
     dataset: Dataset = read_dataset(snapshots[day_at(6)])
     assert joined(dataset.path, ["request_id", "click"]).equals(joined(whole, ["request_id", "click"], last=day_at(5)))
 
 
 def test_a_synthetic_log_as_of_a_date_is_the_shorter_log(tmp_path: Path) -> None:
-    """Of the very same partitions."""
+    """Both list the same partitions."""
     run_prepare(ALONE, {"source": SYNTHETIC, "as_of": str(day_at(4))}, tmp_path / "as-of" / "out")
     run_prepare(ALONE, {"source": {**SYNTHETIC, "test_days": 2}}, tmp_path / "short" / "out")
     assert digests(tmp_path / "as-of" / "out") == digests(tmp_path / "short" / "out")

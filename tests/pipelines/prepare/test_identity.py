@@ -1,4 +1,4 @@
-"""What tells a source from itself at another time: the part of the stage's key that is of the data."""
+"""The identity of a source's data, which is part of the stage's key and changes with the data."""
 
 import shutil
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def second_day(own: Path) -> Path:
 
 
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note the files of which a footer is read from now on."""
+    """Record the files whose footer is read from now on."""
     found: list[str] = []
     whole = sidestack.infra.identity._footer_digest
     monkeypatch.setattr(
@@ -76,8 +76,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("identify", ["footer", "sha256"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_whatever_is_new_changed_or_gone_is_noticed(change: str, identify: str, own: Path) -> None:
-    """Tables that change at the same path are other tables, for the driver too."""
+def test_identity_changes_with_any_new_changed_or_removed_file(change: str, identify: str, own: Path) -> None:
+    """Tables that change at the same path have another identity."""
     before = identity(own, identify=identify)
     assert identity(own, identify=identify) == before
     CHANGES[change](own)
@@ -101,8 +101,8 @@ def test_an_untouched_file_is_not_opened_again(own: Path, monkeypatch: pytest.Mo
     assert identity(own) == after and found == [f"date={day_at(0)}/part-00000.parquet"]
 
 
-def test_of_a_log_that_grew_prepare_opens_the_new_day_alone(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the dates; the files of items and users are few, and their footers tell how many there are."""
+def test_prepare_opens_only_the_new_day_of_a_grown_log(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only files of events count here; the few files of items and users are opened again to count their rows."""
     run_prepare(ALONE, tables_config(own, test_days=1), own.parent / "first")
     add_day(own, day_at(3))
     opens: list[str] = []
@@ -119,7 +119,7 @@ def test_of_a_log_that_grew_prepare_opens_the_new_day_alone(own: Path, monkeypat
     assert {path for path in opens if path.startswith(str(own / "events"))} == {str(day_file(own, day_at(3)))}
 
 
-def test_files_from_after_the_end_do_not_count(own: Path) -> None:
+def test_files_after_the_end_do_not_change_the_identity(own: Path) -> None:
     before = identity(own, as_of=day_at(3))
     add_day(own, day_at(3))
     add_items(own, 50, 60, f"date={day_at(3)}/part-00000.parquet")
@@ -137,12 +137,12 @@ def test_a_file_that_is_no_parquet_is_named(own: Path) -> None:
         identity(own)
 
 
-def test_a_synthetic_log_is_what_its_settings_say() -> None:
+def test_identity_of_a_synthetic_log_does_not_depend_on_its_settings() -> None:
     configs = [parse(PrepareConfig, {"source": {"kind": "synthetic", "seed": seed}}, "test") for seed in (0, 1)]
     assert len({config.data_identity() for config in configs}) == 1
 
 
-def test_complete_journey_is_its_four_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_of_complete_journey_covers_its_four_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fabricated.write_package(tmp_path, seed=11)
     monkeypatch.syspath_prepend(str(tmp_path))
     config = parse(PrepareConfig, {"cache_dir": str(tmp_path / "cache")}, "test: prepare")

@@ -1,4 +1,4 @@
-"""Other layouts of the same values: brought to the contract's without a value changed."""
+"""Other layouts of the same values are converted to the contract's without changing a value."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def test_a_file_in_another_layout_has_the_same_values(
 
 
 def encoded_lists(values: list[Any]) -> pa.Array:
-    """Return lists of dictionary-encoded texts, which pyarrow does not make of Python values."""
+    """Return lists of dictionary-encoded texts, which pyarrow cannot convert from Python values."""
     lists = pa.array(values, pa.list_(pa.string()))
     return pa.ListArray.from_arrays(lists.offsets, lists.values.dictionary_encode(), mask=lists.is_null())
 
@@ -61,5 +61,5 @@ def encoded_lists(values: list[Any]) -> pa.Array:
         pa.list_view(pa.int64()),
     ],
 )
-def test_what_is_another_type_stays_to_be_judged(kind: pa.DataType) -> None:
+def test_other_types_are_not_converted(kind: pa.DataType) -> None:
     assert contract_type(kind) == kind

@@ -1,4 +1,4 @@
-"""Sources in an object store: the same dataset as from a folder, and a machine that has nothing goes on."""
+"""Sources in an object store: the same dataset as from a folder, also on a machine with an empty mirror."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.pipelines.prepare.running import run_prepare
 
 
 def prepared(out: Path, values: dict[str, Any], cache: Path) -> list[str]:
-    """Prepare on a machine that has nothing yet, and return the identity of the source and the snapshot's digest."""
+    """Prepare with an empty mirror, and return the identity of the source and the digest of the snapshot."""
     shutil.rmtree(mirror(), ignore_errors=True)
     values = {**values, "cache_dir": str(cache)}
     run_prepare(ALONE, values, out)
@@ -30,9 +30,7 @@ def prepared(out: Path, values: dict[str, Any], cache: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_folder_of_tables_in_a_store_makes_the_dataset_that_it_makes_on_a_disk(
-    bucket: Bucket, tmp_path: Path
-) -> None:
+def test_tables_in_an_object_store_make_the_same_dataset_as_on_disk(bucket: Bucket, tmp_path: Path) -> None:
     own = write_folder(tmp_path / "own", 3)
     bucket.upload(own, "own")
     local = prepared(tmp_path / "runs/first", tables_config(own), tmp_path / "cache")
@@ -59,7 +57,7 @@ def at(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_raw_log_in_a_store_is_read_there_and_goes_on_on_another_machine(bucket: Bucket, tmp_path: Path) -> None:
+def test_raw_log_in_an_object_store_is_continued_on_another_machine(bucket: Bucket, tmp_path: Path) -> None:
     log = tmp_path / "log"
     write_log(log, 4)
     bucket.upload(log, "log")
@@ -88,6 +86,6 @@ def replaced(values: Any, old: str, new: str) -> Any:
     return values.replace(old, new) if isinstance(values, str) else values
 
 
-def test_a_source_that_is_not_there_is_named_by_its_url(bucket: Bucket, tmp_path: Path) -> None:
+def test_missing_source_is_named_with_its_url(bucket: Bucket, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{bucket.url}/nothing: holds no file"):
         parse(PrepareConfig, at(f"{bucket.url}/nothing"), "test").data_identity()

@@ -1,4 +1,4 @@
-"""The synthetic log: the contract, determinism at any number of ranks, and that there is something to learn."""
+"""The synthetic log: the contract, determinism for any number of ranks, and signals that a model can learn."""
 
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_any_number_of_ranks_makes_the_same_bytes(ranks: int, prepared: Path, tm
     assert made_of(tmp_path / "out") == made_of(prepared)
 
 
-def test_a_longer_log_makes_its_own_days_and_the_labels_that_matured(prepared: Path, tmp_path: Path) -> None:
+def test_longer_log_makes_only_new_days_and_matured_labels(prepared: Path, tmp_path: Path) -> None:
     run_prepare(ALONE, {"source": {**SMALL, "test_days": 3}}, tmp_path / "out")
     before, after = digests(prepared), digests(tmp_path / "out")
     new = {name for name in after if before.get(name) != after[name]}
@@ -78,7 +78,7 @@ def test_a_longer_log_makes_its_own_days_and_the_labels_that_matured(prepared: P
 
 
 def test_requests_share_user_time_and_history_and_are_drawn_by_their_first_row() -> None:
-    """The first impression of a request is the one that a log of single impressions has there."""
+    """The first impression of a request equals that of a log of single impressions."""
     day = LOG.spec.test[0]
     grouped = SyntheticLog(CONFIG.model_copy(update={"impressions_per_request": 5}))
     several, single = (pa.concat_tables(log.impressions(day)) for log in (grouped, LOG))
@@ -88,7 +88,7 @@ def test_requests_share_user_time_and_history_and_are_drawn_by_their_first_row()
     assert several["item_id"].equals(single["item_id"])
 
 
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_does_not_change_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     day = LOG.spec.test[0]
     whole = pa.concat_tables(LOG.impressions(day)).combine_chunks()
     monkeypatch.setattr(synthetic, "CHUNK_ROWS", 333)
@@ -111,7 +111,7 @@ def test_clicks_follow_affinity(rows: dict[str, np.ndarray]) -> None:
 
 
 def test_content_helps_on_cold_items(rows: dict[str, np.ndarray]) -> None:
-    """The click rate of a user type on an item's nearest warm items by embedding tells that on the cold item."""
+    """A user's click probability on the warm item with the nearest embedding predicts clicks on the cold item."""
     cold_from = LOG._num_warm
     is_cold = rows["item_id"] >= cold_from
     in_train = rows["event_time"] < np.datetime64(LOG.spec.test[0])
@@ -138,7 +138,7 @@ def test_embeddings_follow_clusters_and_some_are_null() -> None:
 
 
 def mean_cosines(items: pa.Table, name: str) -> tuple[float, float, float]:
-    """Return the mean cosine of an embedding within clusters, across them, and of items to the one nearest to them."""
+    """Return an embedding's mean cosine within clusters, across clusters, and of items to their nearest neighbour."""
     ids_N = np.flatnonzero(items[name].is_valid().to_numpy())[:400]
     vectors_KD = np.array(items[name].take(pa.array(ids_N)).to_pylist(), np.float32)
     cosines_KK = vectors_KD @ vectors_KD.T - 2 * np.eye(len(ids_N))
@@ -146,18 +146,18 @@ def mean_cosines(items: pa.Table, name: str) -> tuple[float, float, float]:
     return float(cosines_KK[same].mean()), float(cosines_KK[~same].mean()), float(cosines_KK.max(axis=1).mean())
 
 
-def test_an_exchanged_embedding_looks_like_the_others_and_tells_no_cluster() -> None:
+def test_exchanged_embedding_looks_like_the_others_without_a_cluster_signal() -> None:
     changes = {"embeddings": {"told": 32, "exchanged": 32}, "exchanged": ("exchanged",)}
     log = SyntheticLog(CONFIG.model_copy(update=changes))
     items = pa.concat_tables(log.items())
-    told, exchanged = mean_cosines(items, "told"), mean_cosines(items, "exchanged")
-    assert told[0] > told[1] + 0.3 and abs(exchanged[0] - exchanged[1]) < 0.02
-    assert exchanged[2] == pytest.approx(told[2], abs=0.05)  # as much alike, if not to those of their cluster
+    informative, exchanged = mean_cosines(items, "told"), mean_cosines(items, "exchanged")
+    assert informative[0] > informative[1] + 0.3 and abs(exchanged[0] - exchanged[1]) < 0.02
+    assert exchanged[2] == pytest.approx(informative[2], abs=0.05)  # neighbours are equally close
     day = LOG.spec.test[0]
     assert pa.concat_tables(log.impressions(day)).equals(pa.concat_tables(LOG.impressions(day)))
 
 
-def test_histories_tell_the_taste_and_are_one_history() -> None:
+def test_histories_follow_the_taste_and_are_consistent_across_rows() -> None:
     first, second = (pa.concat_tables(LOG.impressions(day)).to_pylist() for day in (LOG.spec.test[0], LOG.spec.test[1]))
     row = next(row for row in second if len(row["history_item_ids"]) == CONFIG.max_history)
     liked = LOG.affinity(np.full(CONFIG.max_history, row["user_id"]), np.array(row["history_item_ids"]))
@@ -185,7 +185,7 @@ def test_conversions_are_censored_at_the_end_of_the_log(rows: dict[str, np.ndarr
     assert 0.2 < rows["conversion"][followed_up & (rows["click"] == 1)].mean() < 0.8
 
 
-def test_users_embeddings_tell_their_tastes_and_some_are_null() -> None:
+def test_user_embeddings_follow_tastes_and_some_are_null() -> None:
     log = SyntheticLog(CONFIG.model_copy(update={"user_embeddings": {"activity": 8, "profile": 4}}))
     users = pa.concat_tables(log.users())
     assert users.column_names == ["user_id", "activity", "profile", "segment"]
@@ -198,7 +198,7 @@ def test_users_embeddings_tell_their_tastes_and_some_are_null() -> None:
     types_K = log.user_type(known_K)
     same = np.equal.outer(types_K, types_K) & ~np.eye(len(known_K), dtype=bool)
     assert cosines_KK[same].mean() > cosines_KK[~same].mean() + 0.4
-    # What a user clicks is what the nearest other user by embedding would.
+    # A user clicks what the other user with the nearest embedding would click.
     near_K = known_K[(cosines_KK - 2 * np.eye(len(known_K))).argmax(axis=1)]
     shown = np.arange(500)
     own, guessed = (
@@ -208,7 +208,7 @@ def test_users_embeddings_tell_their_tastes_and_some_are_null() -> None:
     assert np.corrcoef(own, guessed)[0, 1] > 0.8
 
 
-def test_users_embeddings_change_nothing_else(prepared: Path, tmp_path: Path) -> None:
+def test_user_embeddings_change_nothing_else(prepared: Path, tmp_path: Path) -> None:
     run_prepare(ALONE, {"source": {**SMALL, "user_embeddings": {"activity": 8}}}, tmp_path / "out")
     without, found = digests(prepared), digests(tmp_path / "out")
     assert {name for name in found if found[name] != without[name]} == {"users/part=00000"}
@@ -240,7 +240,7 @@ def test_unknown_source_is_refused() -> None:
         parse(PrepareConfig, {"source": {"kind": "movielens"}}, "test: prepare")
 
 
-def test_first_day_is_the_configs() -> None:
+def test_first_day_is_configurable() -> None:
     log = SyntheticLog(CONFIG.model_copy(update={"first_day": date(2031, 5, 6)}))
     assert log.spec.train[0] == date(2031, 5, 6)
     times = next(log.impressions(log.spec.train[0]))["event_time"].to_numpy()

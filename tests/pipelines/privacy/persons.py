@@ -1,4 +1,4 @@
-"""A raw log of persons whose ids can be searched for, and the search: bytes of all files, and Parquet decoded."""
+"""A raw log with searchable ids of persons, and a search for them in the raw bytes and decoded Parquet of all files."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -52,7 +52,7 @@ def write_persons(folder: Path, days: int, items: int = 9, **sizes: int) -> list
 
 
 def persons_config(folder: Path, **values: Any) -> dict[str, Any]:
-    """Return the prepare section for the log of persons, all ids of which are masked."""
+    """Return the prepare section for the log of persons, with all ids masked."""
     config = log_config(folder, **{"privacy": {"key": {"env": ENV}, "mask_items": True}, **values})
     config["source"]["users"] = {"path": f"{folder}/users.parquet", "id": "uid", "categoricals": ["plan"]}
     config["source"]["events"]["request"] = "session"
@@ -60,13 +60,13 @@ def persons_config(folder: Path, **values: Any) -> dict[str, Any]:
 
 
 def secrets(events: Iterable[Row]) -> list[str]:
-    """Return all that no output may hold: raw ids, what no setting names, and the key."""
+    """Return all texts that no output may contain: raw ids, values of columns that are not configured, and the key."""
     columns = ("uid", "sku", "eid", "session", "email")
     return sorted({row[column] for row in events for column in columns} | {KEY})
 
 
 def leaks(folder: Path, wanted: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the files below a folder that hold one of some texts, each with the first that it holds."""
+    """Return the files below a folder that contain any of the texts, each with the first text found."""
     texts = [text.encode() for text in wanted]
     found = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):

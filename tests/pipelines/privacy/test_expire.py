@@ -1,4 +1,4 @@
-"""Rows that are too old: not read, deleted, never made again; what was known of them is carried on."""
+"""Retention: old rows are not read, are deleted, and are not made again, but later rows still count them."""
 
 import shutil
 import sys
@@ -35,7 +35,7 @@ from tests.pipelines.prepare.log.test_rows import assert_same, expected_rows, fo
 from tests.pipelines.prepare.running import digests, run_prepare
 
 DAYS = 7
-"""Of the retention."""
+"""Days of retention."""
 
 
 def prepare(folder: Path, day: int, out: str = "", **privacy: Any) -> Path:
@@ -58,7 +58,7 @@ def dates(out: Path) -> list[date]:
 
 
 def files(folder: Path) -> dict[str, int]:
-    """Return every file of the store and when it was written."""
+    """Return the time of change of every file in the store."""
     store = store_of(folder).path
     return {str(path.relative_to(store)): path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
 
@@ -69,12 +69,12 @@ def event_days(folder: Path) -> set[date]:
     return {at.date() for column in found for at in column.to_pylist()}
 
 
-def as_if_all_were_kept(events: Sequence[Row], first: date, end: int) -> dict[Any, list[Row]]:
+def expected_without_retention(events: Sequence[Row], first: date, end: int) -> dict[Any, list[Row]]:
     rows = expected_rows(list(events), end=datetime(2024, 3, end))
     return {place: found for place, found in rows.items() if first <= place[2].date() < date(2024, 3, end)}
 
 
-def test_rows_older_than_the_retention_are_not_kept_from_the_start(
+def test_rows_older_than_the_retention_are_left_out_of_the_first_snapshot(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_log(tmp_path, days=12)
@@ -83,29 +83,29 @@ def test_rows_older_than_the_retention_are_not_kept_from_the_start(
     assert set(dates(out)) == event_days(tmp_path) == kept and retained_since(out) == since(13)
     assert "events: 200 rows are older than the retention and are left out" in capfd.readouterr().err
     whole = log_config(tmp_path, privacy={"retention_days": DAYS})
-    run_prepare(ALONE, whole, tmp_path / "other/out")  # by the newest date of all rows, here of an order
+    run_prepare(ALONE, whole, tmp_path / "other/out")  # relative to the newest date of all rows, here of an order
     orders = pq.read_table(tmp_path / "orders.parquet")["at"].to_pylist()
     assert retained_since(tmp_path / "other/out") == max(orders).date() - timedelta(days=DAYS - 1)
 
 
-def test_a_log_that_is_expired_day_by_day_has_the_rows_of_one_that_never_was(tmp_path: Path) -> None:
+def test_log_that_is_expired_daily_has_the_same_rows_as_without_expiry(tmp_path: Path) -> None:
     events = raw_events(16)
     write(tmp_path / "items.parquet", catalogue(7))
     write(tmp_path / "orders.parquet", raw_orders(events))
     for day in range(7, 18):
         write_days(tmp_path / "events", [row for row in events if row["ts"] < datetime(2024, 3, day)])
         for file in (tmp_path / "events").iterdir():
-            if day % 2 and file.name < f"dt={since(day)}":  # the raw files go too, now and then
+            if day % 2 and file.name < f"dt={since(day)}":  # on some days, the raw files are deleted too
                 shutil.rmtree(file)
         out = prepare(tmp_path, day, retention_days=DAYS)
         expired = expire(store_of(tmp_path), since(day), [out])
         assert not expired.kept and min(event_days(tmp_path)) >= since(day)
         assert min(dates(out)) >= since(day)
     assert any("state_history" in name for name in expired.deleted)
-    assert_same(found_rows(out), as_if_all_were_kept(events, since(17), 17))
+    assert_same(found_rows(out), expected_without_retention(events, since(17), 17))
 
 
-def test_nothing_expired_is_made_or_read_again_while_its_raw_files_are_there(tmp_path: Path) -> None:
+def test_expired_rows_are_not_made_or_read_again_while_their_raw_files_remain(tmp_path: Path) -> None:
     write_log(tmp_path, days=12)
     before = prepare(tmp_path, 13)
     expired = expire(store_of(tmp_path), since(13))
@@ -124,7 +124,7 @@ def test_nothing_expired_is_made_or_read_again_while_its_raw_files_are_there(tmp
         prepare(tmp_path, 3)
 
 
-def test_snapshots_that_are_kept_stay_whole_and_others_are_known_to_be_broken(tmp_path: Path) -> None:
+def test_kept_snapshots_stay_whole_and_others_fail_verification(tmp_path: Path) -> None:
     write_log(tmp_path, days=12)
     old, other = prepare(tmp_path, 9), prepare(tmp_path, 13)
     expired = expire(store_of(tmp_path), since(13), keep=[old])
@@ -156,7 +156,7 @@ def test_a_file_of_old_and_new_rows_keeps_the_new_ones(tmp_path: Path) -> None:
     assert min(dates(out)) == date(2024, 3, 4)
 
 
-def test_a_late_event_makes_dates_of_what_is_kept_and_says_where_that_begins(
+def test_late_event_remakes_dates_from_the_kept_rows_with_a_warning(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     events = write_log(tmp_path, days=12)
@@ -168,13 +168,13 @@ def test_a_late_event_makes_dates_of_what_is_kept_and_says_where_that_begins(
     shutil.copytree(tmp_path / "late/dt=2024-03-07", tmp_path / "events/late")
     shutil.copytree(tmp_path / "late/dt=2024-03-03", tmp_path / "events/too late")  # of a date that is deleted
     out = prepare(tmp_path, 13, "again")
-    said = capfd.readouterr().err
-    assert "dates from 2024-03-07 on: histories and counts begin on 2024-03-06, as earlier rows are no longer" in said
-    assert "events: 1 rows are older than the retention and are left out" in said
+    err = capfd.readouterr().err
+    assert "dates from 2024-03-07 on: histories and counts begin on 2024-03-06, as earlier rows are no longer" in err
+    assert "events: 1 rows are older than the retention and are left out" in err
     assert min(dates(out)) == since(13) and sum(len(rows) for rows in found_rows(out).values()) == 7 * 40 + 1
 
 
-def test_what_cannot_be_expired_is_named_and_nothing_is_deleted(tmp_path: Path) -> None:
+def test_wrong_store_is_refused_and_nothing_is_deleted(tmp_path: Path) -> None:
     write_log(tmp_path / "a", days=6)
     write_log(tmp_path / "b", days=6)
     prepare(tmp_path / "a", 7)
@@ -187,7 +187,7 @@ def test_what_cannot_be_expired_is_named_and_nothing_is_deleted(tmp_path: Path) 
         expire(Store(tmp_path / "b"), date(2024, 3, 6))
 
 
-def test_a_run_that_was_cut_off_is_finished_by_the_next(tmp_path: Path) -> None:
+def test_interrupted_expiry_is_finished_by_the_next(tmp_path: Path) -> None:
     write_log(tmp_path, days=8)
     prepare(tmp_path, 9)
     (place,) = (store_of(tmp_path).path / "events/date=2024-03-02").iterdir()
@@ -196,7 +196,7 @@ def test_a_run_that_was_cut_off_is_finished_by_the_next(tmp_path: Path) -> None:
     assert not place.exists() and f"events/date=2024-03-02/{place.name}" in expired.deleted
 
 
-def test_the_command_keeps_its_snapshot_and_says_what_it_deleted(
+def test_command_keeps_its_snapshot_and_prints_what_it_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_log(tmp_path, days=12)
@@ -218,6 +218,6 @@ def test_the_command_keeps_its_snapshot_and_says_what_it_deleted(
     assert "without prepare.source.privacy.retention_days; give --before" in capsys.readouterr().err
 
 
-def test_a_retention_shorter_than_what_is_looked_back_on_is_refused(tmp_path: Path) -> None:
+def test_retention_shorter_than_the_look_back_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="privacy.retention_days: 5 must be at least 6"):
         parse(PrepareConfig, log_config(tmp_path, privacy={"retention_days": 5}), "test")

@@ -1,4 +1,4 @@
-"""The command that masks ids, for those who look for a person's row."""
+"""The command that masks ids, with which a person's rows can be found."""
 
 import io
 import sys
@@ -18,7 +18,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     mask.main()
 
 
-def test_ids_of_arguments_and_of_the_standard_input_are_masked(
+def test_ids_from_arguments_or_standard_input_are_masked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(ENV, KEY)
@@ -34,7 +34,7 @@ def test_ids_of_arguments_and_of_the_standard_input_are_masked(
     assert capsys.readouterr().out.split() == [masking.masked("item", "u1")]
 
 
-def test_a_configuration_without_a_key_is_named(
+def test_configuration_without_a_key_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"prepare": log_config(tmp_path), "run": {"name": "own"}}))

@@ -1,4 +1,4 @@
-"""No raw id in anything that is written or said: from the raw log to the exported ranker, MLflow's store included."""
+"""No raw id in any file or output, from the raw log to the exported ranker, including MLflow's store."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ RUN_S = 900
 
 
 def run(folder: Path, module: str, *words: str) -> str:
-    """Run a module over the run's file, and return all it said."""
+    """Run a module, and return its standard output and error."""
     done = subprocess.run(
         [sys.executable, "-m", module, *words],
         env={
@@ -51,10 +51,10 @@ def write_config(folder: Path) -> None:
 def test_no_raw_id_is_in_any_output_from_prepare_to_export(tmp_path: Path) -> None:
     events = write_persons(tmp_path / "log", days=8, items=90, users=30, a_day=72)
     write_config(tmp_path)
-    said = run(tmp_path, "sidestack.pipelines.run", "--config", "run.yaml")
+    output = run(tmp_path, "sidestack.pipelines.run", "--config", "run.yaml")
     encoder, dataset, ranker = (made_by(tmp_path, name) for name in ("encoder", "materialize", "ranker-side"))
     inputs = ("--model", str(ranker), "--dataset", str(dataset), "--input", f"encoder.sid={encoder}")
-    said += run(tmp_path, "sidestack.ranker.export", *inputs, "--out", "exported")
+    output += run(tmp_path, "sidestack.ranker.export", *inputs, "--out", "exported")
     masked = run(
         tmp_path, "sidestack.pipelines.privacy.mask", "--config", "run.yaml", "--kind", "item", product("i01")
     ).strip()
@@ -63,11 +63,11 @@ def test_no_raw_id_is_in_any_output_from_prepare_to_export(tmp_path: Path) -> No
 
     (tmp_path / "log").rename(tmp_path.with_name(f"{tmp_path.name}-log"))
     assert leaks(tmp_path, [*secrets(events), KEY]) == []
-    assert not [text for text in secrets(events) if text in said]
-    assert "mlflow.db" in dict(leaks(tmp_path, [ENV]))  # the search finds what is told: where the key is read
+    assert not [text for text in secrets(events) if text in output]
+    assert "mlflow.db" in dict(leaks(tmp_path, [ENV]))  # the search works: the name of the key's variable is stored
 
 
 def made_by(folder: Path, stage: str) -> Path:
-    """Return what a stage committed."""
+    """Return the output that a stage committed."""
     (found,) = {file.parent for file in (folder / "runs/persons").glob(f"{stage}/*/manifest.json")}
     return found

@@ -1,4 +1,4 @@
-"""Some nights as a process, to be killed: `python -m tests.pipelines.retrain.driver FOLDER NIGHTS`."""
+"""Run some nights in a process that tests kill: `python -m tests.pipelines.retrain.driver FOLDER NIGHTS`."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from tests.pipelines.retrain.nights import config_in, night, retraining
 
 
 def main() -> None:
-    """Bring the nights' cycles, those that are due; what is under way first."""
+    """Run each night's cycle if it is due, after finishing the interrupted one."""
     folder, nights = Path(sys.argv[1]), int(sys.argv[2])
     for number in range(nights):
         with retraining(config_in(folder)) as one:

@@ -33,11 +33,11 @@ SMALL: dict[str, Any] = {
     },
     "run": {"name": "nights"},
 }  # fmt: skip
-"""Gates that a ranker of a few hundred steps passes."""
+"""A ranker of a few hundred steps passes these gates."""
 
 
 def laid_over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with others laid over them."""
+    """Return nested settings overridden by others."""
     both = {
         name: laid_over(values[name], change) if isinstance(change, Mapping) and name in values else change
         for name, change in changes.items()
@@ -46,10 +46,10 @@ def laid_over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def config_in(folder: Path, source: Mapping[str, Any] | None = None, **changes: Any) -> PipelineConfig:
-    """Return the small log's configuration, its run in a folder.
+    """Return the small log's configuration with its run in a folder.
 
     Args:
-        folder: of the run. source: another log in its place. changes: sections to lay over it.
+        folder: of the run. source: another log to use instead. changes: settings that override the sections.
     """
     values = laid_over(SMALL, changes)
     prepare = {"source": source or values["prepare"]["source"], "cache_dir": str(folder / "cache")}
@@ -59,13 +59,13 @@ def config_in(folder: Path, source: Mapping[str, Any] | None = None, **changes: 
 
 
 def night(number: int) -> date:
-    """Return the end of what is known in a night: from 6 dates on."""
+    """Return the first date that is not known yet in a night; the first night knows 6 dates."""
     return FIRST + timedelta(days=6 + number)
 
 
 @contextmanager
 def retraining(config: PipelineConfig) -> Iterator[Retraining]:
-    """Open a run as a call does."""
+    """Open a run's retraining with a forked launcher."""
     launcher = ForkedLauncher()
     try:
         yield Retraining(config, launcher)
@@ -73,8 +73,8 @@ def retraining(config: PipelineConfig) -> Iterator[Retraining]:
         launcher.close()
 
 
-def pass_nights(config: PipelineConfig, nights: range) -> list[Cycle]:
-    """Bring some nights' cycles, each by a call of its own."""
+def run_nights(config: PipelineConfig, nights: range) -> list[Cycle]:
+    """Run and return the cycle of each of some nights, opening the run anew for each."""
     found = []
     for number in nights:
         with retraining(config) as one:

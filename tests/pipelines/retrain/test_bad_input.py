@@ -1,4 +1,4 @@
-"""Dates that come half-written, empty, late or revised: told, and no row is learned twice."""
+"""Half-written, empty, late or revised dates are reported, and no row is learned twice."""
 
 from datetime import date, timedelta
 from pathlib import Path
@@ -26,16 +26,16 @@ def call(config: PipelineConfig) -> Cycle | None:
 
 
 def learned(config: PipelineConfig) -> list[date]:
-    """Return the dates whose clicks the champion's line has learned, those of each cycle after the other."""
+    """Return the dates whose clicks the cycles have learned, cycle by cycle."""
     plans = [cycle.plan for cycle in Ledger(run_dir(config.run)).cycles]
     spans = [plan.learned["click"] for plan in plans]
     return [first + timedelta(days=n) for first, last in spans for n in range((last - first).days + 1)]
 
 
-def test_half_written_empty_and_revised_dates(
+def test_half_written_empty_and_revised_dates_are_reported_and_not_learned_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(URI_VARIABLE, "http://localhost:1")  # what the store is told is not at stake here
+    monkeypatch.setenv(URI_VARIABLE, "http://localhost:1")  # tracking is not tested here
     log = OwnLog(tmp_path / "log", days=6, items=200, events_per_day=800)
     source = {"kind": "tables", "path": str(log.path), "followup_days": {"conversion": 2}}
     config = config_in(tmp_path, source)
@@ -64,4 +64,4 @@ def test_half_written_empty_and_revised_dates(
     assert "1 dates that were learned have other rows now: 2024-01-03; not learned again" in capsys.readouterr().err
     assert third.plan.newest == day(8)
     found = learned(config)
-    assert found == [day(n) for n in range(7)], "each date is learned once, but the one that is judged"
+    assert found == [day(n) for n in range(7)], "each date is learned once, except the one that is judged"

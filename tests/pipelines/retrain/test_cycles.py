@@ -1,4 +1,4 @@
-"""Nights of retraining, end to end: what is trained, judged, promoted, registered, and taken back."""
+"""Nights of retraining end to end: training, gates, promotion, registration and rollback."""
 
 import shutil
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from sidestack.pipelines.retrain.ledger import Ledger, Version
 from sidestack.pipelines.retrain.registry import Registry
 from sidestack.pipelines.retrain.rollback import roll_back
 from sidestack.pipelines.retrain.text_tables import status_table
-from tests.pipelines.retrain.nights import config_in, night, pass_nights, retraining
+from tests.pipelines.retrain.nights import config_in, night, retraining, run_nights
 
 pytestmark = pytest.mark.slow
 MODEL = "sidestack-nights"
@@ -34,17 +34,17 @@ def _store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def passed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return the folder of a run that has passed three nights, by policy append."""
+    """Return the folder of a run after three nights with policy append."""
     folder = tmp_path_factory.mktemp("nights")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(URI_VARIABLE, raising=False)
-        pass_nights(config_in(folder), range(3))
+        run_nights(config_in(folder), range(3))
     yield folder
 
 
 @pytest.fixture
 def copied(passed: Path, tmp_path: Path) -> Path:
-    """Return a copy of that folder, to go on with: a run can be moved."""
+    """Return a copy of that folder to continue from; a run's folder can be moved."""
     return Path(shutil.copytree(passed, tmp_path / "copy"))
 
 
@@ -64,7 +64,7 @@ def sids_of(run: Path, version: Version) -> np.ndarray[Any, Any]:
     return np.concatenate(list(maps.pieces()))
 
 
-def test_nights_go_on_from_the_champion_and_learn_each_label_once(passed: Path) -> None:
+def test_nights_start_from_the_champion_and_learn_each_label_once(passed: Path) -> None:
     config = config_in(passed)
     ledger = ledger_of(config)
     plans = [cycle.plan for cycle in ledger.cycles]
@@ -78,14 +78,14 @@ def test_nights_go_on_from_the_champion_and_learn_each_label_once(passed: Path) 
         assert learned[1][0] == learned[1][1] == date.fromordinal(learned[0][1].toordinal() + 1)
 
 
-def test_the_seconds_of_a_cycle_are_of_all_its_stages(passed: Path) -> None:
+def test_cycle_records_the_seconds_of_all_its_stages(passed: Path) -> None:
     for cycle in ledger_of(config_in(passed)).cycles:
         assert cycle.outcome is not None
         assert cycle.outcome.seconds.keys() == {"prepare", *cycle.outcome.stages}
         assert min(cycle.outcome.seconds.values()) > 0
 
 
-def test_no_published_sid_moves(passed: Path) -> None:
+def test_published_sids_do_not_change(passed: Path) -> None:
     config = config_in(passed)
     versions = ledger_of(config).versions
     first, *later = (sids_of(run_dir(config.run), one) for one in versions.values())
@@ -93,7 +93,7 @@ def test_no_published_sid_moves(passed: Path) -> None:
         assert np.array_equal(sids[: len(first)], first)
 
 
-def test_the_store_has_a_run_a_cycle_and_a_version_a_candidate(passed: Path) -> None:
+def test_store_has_a_run_per_cycle_and_a_version_per_candidate(passed: Path) -> None:
     with retraining(config_in(passed)) as one:
         one.publish()
         client = connect()
@@ -109,7 +109,7 @@ def test_the_store_has_a_run_a_cycle_and_a_version_a_candidate(passed: Path) -> 
         assert client.get_model_version(MODEL, "2").tags["sidestack.cycle"] == "2"
 
 
-def test_a_call_without_new_dates_does_nothing(passed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_call_without_new_dates_is_a_no_op(passed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with retraining(config_in(passed)) as one:
         assert one.step(night(2)) is None
     assert "nothing to do: 0 new dates" in capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_a_clock_that_jumps_back_learns_nothing(passed: Path, capsys: pytest.Cap
     assert "before 2024-01-08 of cycle 3: nothing is learned" in capsys.readouterr().err
 
 
-def test_status_and_dry_run_tell_without_writing(passed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_and_dry_run_write_nothing(passed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_in(passed)
     before = sorted(path for path in passed.rglob("*"))
     lines = status_table(ledger_of(config)).splitlines()
@@ -133,13 +133,13 @@ def test_status_and_dry_run_tell_without_writing(passed: Path, capsys: pytest.Ca
     assert sorted(path for path in passed.rglob("*")) == before
 
 
-def test_roll_back_moves_all_as_one_and_the_next_night_goes_on_from_there(copied: Path) -> None:
+def test_rollback_moves_ledger_and_alias_and_the_next_night_starts_from_there(copied: Path) -> None:
     config = config_in(copied)
     with retraining(config) as one:
         roll_back(one)
         assert ledger_of(config).champions == [1, 2]
         assert alias("champion") == "2"
-    (cycle,) = pass_nights(config, range(3, 4))
+    (cycle,) = run_nights(config, range(3, 4))
     ledger = ledger_of(config)
     assert cycle.plan.champion == 2
     assert cycle.plan.learned["click"][0] == ledger.cycles[2].plan.learned["click"][0]
@@ -148,21 +148,21 @@ def test_roll_back_moves_all_as_one_and_the_next_night_goes_on_from_there(copied
         roll_back(one, 9)
 
 
-def test_a_champion_that_is_gone_is_told_with_the_way_back(copied: Path) -> None:
+def test_missing_champion_is_reported_with_the_rollback_command(copied: Path) -> None:
     config = config_in(copied)
     champion = ledger_of(config).champion
     assert champion is not None
     shutil.rmtree(run_dir(config.run) / champion.ranker)
     with pytest.raises(StageError, match=r"champion 3 is not whole.*retrain rollback --version 2"):
-        pass_nights(config, range(3, 4))
-    assert ledger_of(config).under_way is None, "no cycle begins that could not go on"
+        run_nights(config, range(3, 4))
+    assert ledger_of(config).under_way is None, "no cycle begins that could not finish"
     with retraining(config) as one:
         roll_back(one)
-    (cycle,) = pass_nights(config, range(3, 4))
+    (cycle,) = run_nights(config, range(3, 4))
     assert cycle.plan.champion == 2
 
 
-def test_a_cycle_whose_champion_goes_while_it_is_under_way_is_given_up_by_a_roll_back(copied: Path) -> None:
+def test_rollback_abandons_a_cycle_whose_champion_was_damaged(copied: Path) -> None:
     config = config_in(copied)
     with retraining(config) as one:
         plan = one.decide(one._run_prepare(night(3)), night(3))
@@ -172,19 +172,19 @@ def test_a_cycle_whose_champion_goes_while_it_is_under_way_is_given_up_by_a_roll
     assert champion is not None
     (run_dir(config.run) / champion.ranker / "summary.json").write_text("{}")
     with pytest.raises(StageError, match=r"champion 3 is not whole.*summary.json"):
-        pass_nights(config, range(3, 4))
+        run_nights(config, range(3, 4))
     with retraining(config) as one:
         roll_back(one)
-    (cycle,) = pass_nights(config, range(3, 4))
+    (cycle,) = run_nights(config, range(3, 4))
     assert cycle.plan.champion == 2 and cycle.plan.newest == plan.newest
 
 
-def test_an_alias_that_somebody_moved_closes_a_gate_and_stays(copied: Path) -> None:
+def test_manually_moved_alias_closes_a_gate_and_is_kept(copied: Path) -> None:
     config = config_in(copied)
     with retraining(config) as one:
         one.publish()
         connect().set_registered_model_alias(MODEL, "champion", "1")
-    (cycle,) = pass_nights(config, range(3, 4))
+    (cycle,) = run_nights(config, range(3, 4))
     assert cycle.outcome is not None and not cycle.outcome.promoted
     (gate,) = [gate for gate in cycle.outcome.gates if gate.verdict == "closed"]
     assert gate.name == "registry" and "somebody moved it" in gate.why
@@ -195,10 +195,10 @@ def test_an_alias_that_somebody_moved_closes_a_gate_and_stays(copied: Path) -> N
 
 
 @pytest.mark.parametrize("what", ["versions", "champion"])
-def test_a_call_that_is_killed_after_the_store_was_told_tells_it_once(
+def test_store_is_updated_once_when_the_call_is_killed_before_recording_the_update(
     copied: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after a version was registered, or the alias moved, and before that was on record."""
+    """Kill the call after it registered a version or moved the alias, and before it recorded that."""
     config = config_in(copied)
     save = Registry._save
 
@@ -209,7 +209,7 @@ def test_a_call_that_is_killed_after_the_store_was_told_tells_it_once(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Registry, "_save", killed)
-        pass_nights(config, range(3, 4))
+        run_nights(config, range(3, 4))
     assert ledger_of(config).champions == [1, 2, 3, 4]
     with retraining(config) as one:
         assert one.registry.foreign_change(one.ledger) == ""
@@ -220,12 +220,12 @@ def test_a_call_that_is_killed_after_the_store_was_told_tells_it_once(
         assert one.registry.published.champion == 4
 
 
-def test_a_store_that_is_away_is_told_later(
+def test_unreachable_store_is_updated_later(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_in(copied)
     monkeypatch.setenv(URI_VARIABLE, "http://localhost:1")
-    (cycle,) = pass_nights(config, range(3, 4))
+    (cycle,) = run_nights(config, range(3, 4))
     assert cycle.outcome is not None and cycle.outcome.promoted
     assert "the store is updated later" in capsys.readouterr().err
     monkeypatch.delenv(URI_VARIABLE)
@@ -236,10 +236,10 @@ def test_a_store_that_is_away_is_told_later(
 
 
 @pytest.mark.parametrize("published", ["keep", "move"])
-def test_a_refreshed_encoder_moves_sids_only_where_the_rule_allows(copied: Path, published: str) -> None:
+def test_refreshed_encoder_changes_published_sids_only_when_allowed(copied: Path, published: str) -> None:
     config = config_in(copied, retrain={"encoder": {"policy": "refresh", "published": published}})
     before = ledger_of(config).champion
-    (cycle,) = pass_nights(config, range(3, 4))
+    (cycle,) = run_nights(config, range(3, 4))
     assert cycle.outcome is not None and cycle.outcome.candidate is not None and before is not None
     run = run_dir(config.run)
     assert cycle.outcome.candidate.encoders != before.encoders
@@ -250,11 +250,11 @@ def test_a_refreshed_encoder_moves_sids_only_where_the_rule_allows(copied: Path,
     assert max(measured) == pytest.approx(changed, abs=0.02), "items without SIDs are not counted"
 
 
-def test_a_rebuilt_encoder_comes_with_its_ranker_as_one_version(copied: Path) -> None:
+def test_rebuilt_encoder_and_its_ranker_are_one_version(copied: Path) -> None:
     settings: dict[str, Any] = {"encoder": {"training": {"seed": 7}}, "retrain": {"encoder": {"policy": "rebuild"}}}
     config = config_in(copied, **settings)
     before = ledger_of(config).champion
-    (cycle,) = pass_nights(config, range(3, 4))
+    (cycle,) = run_nights(config, range(3, 4))
     assert cycle.outcome is not None and cycle.outcome.candidate is not None and before is not None
     assert cycle.plan.learned["click"][0] == date(2024, 1, 1), "new SIDs learn the retained window"
     assert "materialize-control" in cycle.outcome.stages, "the champion is measured with its own SIDs"
@@ -262,9 +262,9 @@ def test_a_rebuilt_encoder_comes_with_its_ranker_as_one_version(copied: Path) ->
     assert made.generation != read_dataset(run_dir(config.run) / before.dataset).snapshot.sids["sid"].generation
 
 
-def test_never_measures_and_trains_nothing(copied: Path) -> None:
+def test_champion_is_measured_and_nothing_is_trained_when_the_policy_is_never(copied: Path) -> None:
     config = config_in(copied, retrain={"encoder": {"policy": "never"}})
-    (cycle,) = pass_nights(config, range(3, 4))
+    (cycle,) = run_nights(config, range(3, 4))
     assert cycle.outcome is not None and cycle.outcome.candidate is None
     assert "champion_click_ne" in cycle.outcome.figures
     assert not any(label.startswith("ranker") for label in cycle.outcome.stages)
@@ -272,6 +272,6 @@ def test_never_measures_and_trains_nothing(copied: Path) -> None:
 
 def test_a_reference_from_scratch_is_measured_on_request(copied: Path) -> None:
     config = config_in(copied, retrain={"reference": True})
-    (cycle,) = pass_nights(config, range(3, 4))
+    (cycle,) = run_nights(config, range(3, 4))
     assert cycle.outcome is not None
     assert {"reference_click_ne", "champion_click_ne", "candidate_click_ne"} <= cycle.outcome.figures.keys()

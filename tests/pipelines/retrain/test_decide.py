@@ -1,4 +1,4 @@
-"""What a cycle learns and judges: every label once, when it is known, and never before it was judged."""
+"""What a cycle learns and judges: each label is learned once, when it is mature and after it was judged."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -49,7 +49,7 @@ def cycle(**figures: float) -> Cycle:
 def test_each_label_is_learned_once_when_it_is_known_and_after_it_was_judged(
     arrivals: list[int], judged: int, followup: int, gaps: set[int], accepted: list[bool]
 ) -> None:
-    """Replay cycles, some of whose candidates are not accepted, and follow the champion's line."""
+    """Replay cycles with accepted and rejected candidates, and follow the dates that the champion has learned."""
     followups = {"click": 0.0, "conversion": float(followup)}
     line: dict[str, list[date]] = {task: [] for task in followups}
     has_been_judged: dict[str, set[date]] = {task: set() for task in followups}
@@ -62,7 +62,7 @@ def test_each_label_is_learned_once_when_it_is_known_and_after_it_was_judged(
         for task in followups:
             rows = [one for one in dates if task in learned and learned[task][0] <= one <= learned[task][1]]
             tested = [one for one in dates if task in measured and measured[task][0] <= one <= measured[task][1]]
-            assert all(one not in line[task] for one in rows + tested), "nothing is learned twice, or judged afterwards"
+            assert all(one not in line[task] for one in rows + tested), "no date is learned twice, or judged afterwards"
             assert all(one + timedelta(days=1 + followups[task]) <= day(known) for one in rows + tested)
             assert not rows or not tested or rows[-1] < tested[0]
             has_been_judged[task].update(tested)
@@ -73,10 +73,10 @@ def test_each_label_is_learned_once_when_it_is_known_and_after_it_was_judged(
     for rows in line.values():
         assert rows == sorted(set(rows))
         first = [one for one in (day(n) for n in range(known) if n not in gaps)][: len(rows)]
-        assert rows == first, "no date in between is left out"
+        assert rows == first, "no date in between is skipped"
 
 
-def test_a_label_is_mature_when_its_follow_up_of_the_whole_date_is_over() -> None:
+def test_label_is_mature_when_the_follow_up_of_its_whole_date_is_over() -> None:
     dates = [day(n) for n in range(6)]
     assert mature_dates(dates, end(6), 0.0) == dates
     assert mature_dates(dates, end(6), 3.0) == dates[:3]
@@ -108,7 +108,7 @@ def test_a_ranker_with_new_sids_learns_the_dates_before_those_judged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrived", "every", "due", "told"),
+    ("arrived", "every", "due", "message"),
     [
         (10, 1, False, "0 new dates since 2024-03-10"),
         (11, 1, True, "1 new date since 2024-03-10: 2024-03-11 to 2024-03-11"),
@@ -117,10 +117,10 @@ def test_a_ranker_with_new_sids_learns_the_dates_before_those_judged() -> None:
         (8, 1, False, "the newest date is 2024-03-08, before 2024-03-10 of cycle 1"),
     ],
 )
-def test_a_cycle_is_due_when_enough_new_dates_have_come(arrived: int, every: int, due: bool, told: str) -> None:
+def test_a_cycle_is_due_when_enough_new_dates_have_come(arrived: int, every: int, due: bool, message: str) -> None:
     dates = [day(n) for n in range(arrived)]
     found, why = is_due(RetrainConfig(every_days=every), dates, end(arrived), FOLLOWUPS, cycle())
-    assert found is due and told in why
+    assert found is due and message in why
 
 
 def test_the_first_cycle_is_due() -> None:
@@ -138,7 +138,7 @@ def test_labels_that_mature_without_a_new_date_begin_a_cycle() -> None:
     assert not is_due(RetrainConfig(every_days=3), dates, end(12), FOLLOWUPS, last)[0]
 
 
-def test_policies_come_on_schedule_or_when_drift_asks() -> None:
+def test_policy_is_chosen_by_schedule_or_by_drift() -> None:
     rebuild = EncoderPolicy(policy="rebuild", every=3, when={"reconstruction_ratio.sid.text": Bounds(max=1.5)})
     assert policy_of(rebuild, 0, None)[0] == "rebuild"
     assert policy_of(rebuild, 1, cycle())[0] == "append"
@@ -148,12 +148,12 @@ def test_policies_come_on_schedule_or_when_drift_asks() -> None:
     assert policy_of(EncoderPolicy(), 3, cycle())[0] == "append"
 
 
-def test_paths_of_plans_survive_their_files(tmp_path: Path) -> None:
+def test_plan_with_paths_survives_a_json_round_trip(tmp_path: Path) -> None:
     plan = Plan(number=1, at=NOW, why="new", learned={"click": (day(0), day(1))}, prepared=Path("prepare/ab"))
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
 
 
-def test_dates_that_were_learned_and_are_others_now_are_named() -> None:
+def test_learned_dates_that_changed_are_named() -> None:
     def snapshot(**digests: str) -> Dataset:
         entries = {
             table: [

@@ -1,4 +1,4 @@
-"""Gates: each opens and closes at its bound, and says when it has too little to judge by."""
+"""Gates: each opens and closes at its bound, and gives no verdict on too little data."""
 
 from typing import Any
 
@@ -41,29 +41,29 @@ def test_each_gate_closes(change: dict[str, Any], gate: str) -> None:
     assert [name for name, verdict in found.items() if verdict == "closed"] == [gate]
 
 
-def test_the_gain_s_lower_end_decides_at_the_margin() -> None:
+def test_lower_end_of_the_gain_decides_at_the_margin() -> None:
     assert verdicts(GOOD._replace(gain=(0.001, -0.005, 0.008)))["gain click"] == "open"
     assert verdicts(GOOD._replace(gain=(0.001, -0.00501, 0.008)))["gain click"] == "closed"
 
 
 @pytest.mark.parametrize("change", [{"positives": 99}, {"users": 29}])
-def test_too_few_positives_or_users_are_no_verdict(change: dict[str, Any]) -> None:
+def test_too_few_positives_or_users_give_no_verdict(change: dict[str, Any]) -> None:
     found = verdicts(GOOD._replace(**change))
     assert found == {"rows click": "no verdict"}
 
 
-def test_what_is_not_defined_or_not_judged_is_no_verdict() -> None:
+def test_undefined_or_missing_metrics_give_no_verdict() -> None:
     assert verdicts(None) == {"rows click": "no verdict"}
     assert verdicts(GOOD._replace(gain=None))["gain click"] == "no verdict"
     assert verdicts(GOOD._replace(ne=None))["NE click"] == "no verdict"
 
 
-def test_the_tasks_that_decide_can_be_named() -> None:
+def test_deciding_tasks_are_configurable() -> None:
     assert "rows conversion" in verdicts(GOOD, tasks=("click", "conversion"))
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [((-0.02, -0.03, -0.006), "closed"), ((-0.02, -0.04, -0.004), "open")])
-def test_a_task_that_does_not_decide_keeps_out_what_is_shown_to_be_worse(
+def test_harm_gate_closes_when_a_task_that_does_not_decide_is_shown_to_be_worse(
     gain: tuple[float, float, float], verdict: str
 ) -> None:
     judged = {"click": GOOD, "conversion": GOOD._replace(gain=gain)}
@@ -73,7 +73,7 @@ def test_a_task_that_does_not_decide_keeps_out_what_is_shown_to_be_worse(
     assert not any(gate.name == "harm conversion" for gate in task_gates(CONFIG, few, ["click"], True))
 
 
-def test_drift_is_held_against_its_bounds() -> None:
+def test_drift_gates_compare_figures_with_their_bounds() -> None:
     config = GatesConfig(drift={"new_item_share": Bounds(max=0.5), "volume_change": Bounds(min=-0.5)})
     found = drift_gates(config, {"new_item_share": 0.6})
     assert {gate.name: gate.verdict for gate in found} == {"new_item_share": "closed", "volume_change": "no verdict"}
@@ -82,12 +82,12 @@ def test_drift_is_held_against_its_bounds() -> None:
 
 
 @pytest.mark.parametrize("values", [{}, {"min": 2, "max": 1}])
-def test_bounds_that_bound_nothing_are_refused(values: dict[str, float]) -> None:
+def test_empty_or_reversed_bounds_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         parse(Bounds, values, "test")
 
 
-def test_a_figure_that_is_no_number_lies_outside() -> None:
+def test_nan_is_outside_the_bounds() -> None:
     assert not Bounds(max=1.0).holds(float("nan"))
 
 

@@ -1,4 +1,4 @@
-"""A cycle that is killed at any moment ends, after another call, in the version it would have ended in."""
+"""A cycle that is killed at any moment and started again ends with the same version as without the kill."""
 
 import os
 import random
@@ -35,10 +35,10 @@ def start(folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def children_of(pid: int) -> list[int]:
-    """Return all processes that a process has started, and those that they have."""
+    """Return the ids of all descendants of a process."""
     parents: dict[int, int] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended
             parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
     found, new = list[int](), [pid]
     while new:
@@ -48,7 +48,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a driver and all that it started, at once, as a machine that goes down does."""
+    """Kill a driver and all its descendants at once, as a failing machine does."""
     for pid in [*children_of(process.pid), process.pid]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -56,7 +56,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def result(folder: Path) -> dict[str, object]:
-    """Return what the nights came to: champions, plans, gates, and every byte of weights and predictions."""
+    """Return the result of the nights: champions, plans, gates, and the digests of weights and predictions."""
     config = config_in(folder)
     run, ledger = run_dir(config.run), Ledger(run_dir(config.run))
     found: dict[str, object] = {"champions": ledger.champions, "under way": ledger.under_way}
@@ -70,8 +70,8 @@ def result(folder: Path) -> dict[str, object]:
     return found
 
 
-def whole(folder: Path) -> dict[str, object]:
-    """Let a driver come to its end, and return what came of it."""
+def run_to_end(folder: Path) -> dict[str, object]:
+    """Run a driver to its end, and return the result of its nights."""
     assert start(folder).wait(timeout=LIMIT_S) == 0
     return result(folder)
 
@@ -79,19 +79,19 @@ def whole(folder: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, object], float]]:
     folder, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
-    yield whole(folder), time.monotonic() - began
+    yield run_to_end(folder), time.monotonic() - began
     shutil.rmtree(folder)
 
 
 def killed_and_run_again(folder: Path, seconds: float, kills: int, rng: random.Random) -> dict[str, object]:
-    """Kill a driver so many times at random moments, then let it end."""
+    """Kill a driver `kills` times at random moments, then run it to its end."""
     for _ in range(kills):
         process = start(folder)
         try:
             process.wait(timeout=rng.uniform(0, seconds))
         except subprocess.TimeoutExpired:
             kill(process)
-    return whole(folder)
+    return run_to_end(folder)
 
 
 def test_three_kills_change_nothing(undisturbed: tuple[dict[str, object], float], tmp_path: Path) -> None:

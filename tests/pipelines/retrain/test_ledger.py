@@ -1,4 +1,4 @@
-"""The record of cycles takes no path that leads out of the run's folder."""
+"""The ledger of cycles refuses paths outside the run's folder."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def write_plan(run: Path, prepared: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["../other", "/shared/other", "prepare/../../other"])
-def test_a_path_out_of_the_runs_folder_is_refused(path: str, tmp_path: Path) -> None:
+def test_path_outside_the_runs_folder_is_refused(path: str, tmp_path: Path) -> None:
     write_plan(tmp_path, "prepare/0123456789ab")
     assert Ledger(tmp_path).cycles[0].plan.prepared == Path("prepare/0123456789ab")
     write_plan(tmp_path, path)

@@ -1,4 +1,4 @@
-"""What candidate and champion predicted, measured on each task's dates, in all and by day."""
+"""Metrics of candidate and champion on each task's dates, in total and by day."""
 
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from sidestack.ranker.statistics import log_loss
 
 FIRST = date(2024, 5, 1)
 ROWS = 400
-"""Of a date."""
+"""Rows of a date."""
 DAYS = 4
 TASKS = ("click", "conversion")
 LABELS: dict[str, Dates] = {
@@ -26,7 +26,7 @@ LABELS: dict[str, Dates] = {
 
 
 def predictions(path: Path, noise: float, first_row: int = 0) -> pa.Table:
-    """Write predictions of the same rows, the better the less noise, in two files of any order."""
+    """Write predictions of the same rows in two unordered files; less noise makes them better."""
     rng, own = np.random.default_rng(3), np.random.default_rng(int(noise * 100))
     num = ROWS * DAYS
     logit_N = rng.normal(-1.0, 1.5, num)
@@ -50,7 +50,7 @@ def predictions(path: Path, noise: float, first_row: int = 0) -> pa.Table:
 
 
 def slow_ne(rows: pa.Table, task: str, dates: Dates) -> float:
-    """Return the NE of the rows of some dates, one row after the other."""
+    """Compute the NE of a range of dates row by row."""
     loss, positives, num = 0.0, 0, 0
     for row in rows.to_pylist():
         if dates[0] <= row["event_time"].date() <= dates[1]:
@@ -82,10 +82,10 @@ def test_each_task_is_measured_on_its_dates(tmp_path: Path) -> None:
     of_day = by_day[CHAMPION, "click", str(day)]
     assert of_day["num"] == ROWS
     assert of_day["ne"] == pytest.approx(slow_ne(rows[CHAMPION], "click", (day, day)), rel=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CANDIDATE, CHAMPION], "nothing is left behind"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CANDIDATE, CHAMPION], "no temporary file is left"
 
 
-def test_models_of_other_rows_are_not_compared(tmp_path: Path) -> None:
+def test_models_with_different_rows_are_not_compared(tmp_path: Path) -> None:
     predictions(tmp_path / CANDIDATE, noise=0.1)
     predictions(tmp_path / CHAMPION, noise=1.0, first_row=7)
     with pytest.raises(DataError, match="cannot be paired"):

@@ -1,4 +1,4 @@
-"""A Slurm of two nodes on this machine."""
+"""A Slurm cluster of two nodes on this machine."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ SCRIPTS = ROOT / "infra/deploy/slurm"
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Bring a cluster up, and down again if it was not there before."""
+    """Start the cluster, and stop it at the end unless it was already running."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))):
         pytest.skip("needs root, and Debian's packages slurm-wlm and munge")
     if "UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True).stdout:

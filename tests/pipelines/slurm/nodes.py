@@ -1,4 +1,4 @@
-"""What the tests on Slurm ask its programs for."""
+"""Calls to Slurm's programs, and the failure of a node, for the tests on a real cluster."""
 
 import os
 import signal
@@ -20,13 +20,13 @@ def state_of(job: str) -> str:
 
 
 def start_now(job: str) -> None:
-    """Take from a requeued job the two minutes that Slurm has it wait."""
+    """Start a requeued job without the two minutes that Slurm makes it wait."""
     wait_until(lambda: state_of(job) == "PENDING", f"job {job} is queued again")
     call("scontrol", "update", f"jobid={job}", "StartTime=now")
 
 
 def kill_node(node: str) -> list[str]:
-    """Kill all that Slurm runs on a node, and Slurm's own program last; return the command that brings that back."""
+    """Kill slurmd and all tasks of a node; return the command that starts slurmd again."""
     daemon = next(pid for pid, words in _commands() if words[0].endswith("slurmd") and words[-1] == node)
     tasks = [pid for pid, _ in _commands() if f"SLURMD_NODENAME={node}" in _read(pid, "environ")]
     parents = {int(_read(pid, "stat")[0].rpartition(")")[2].split()[1]) for pid in tasks} - {1}
@@ -43,7 +43,7 @@ def _commands() -> list[tuple[int, list[str]]]:
 
 
 def _read(pid: int, file: str) -> list[str]:
-    """Return the words of a file about a process; none where it has ended."""
+    """Return the words of a file about a process, or no words if the process has ended."""
     try:
         return Path(f"/proc/{pid}/{file}").read_bytes().decode(errors="replace").strip("\0").split("\0")
     except OSError:

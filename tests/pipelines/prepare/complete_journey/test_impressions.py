@@ -36,7 +36,7 @@ def test_every_promoted_purchase_is_a_click_and_nothing_else_is() -> None:
     assert all((weeks[row], row[2], row[3]) in promoted for row in found)
 
 
-def test_a_basket_draws_the_same_whatever_else_the_log_holds() -> None:
+def test_draws_of_a_basket_do_not_depend_on_the_rest_of_the_log() -> None:
     log = fabricated.raw_log(5)
     full = rows_of(made(log))
     for user in range(fabricated.NUM_USERS):
@@ -44,7 +44,7 @@ def test_a_basket_draws_the_same_whatever_else_the_log_holds() -> None:
         assert alone == {row for row in full if row[0] == user}
 
 
-def test_more_draws_show_more_and_each_product_once_a_basket() -> None:
+def test_more_draws_show_more_and_each_product_once_per_basket() -> None:
     log = fabricated.raw_log(5)
     few, many = made(log, draws=2), made(log, draws=30)
     assert rows_of(few) < rows_of(many)
@@ -54,12 +54,12 @@ def test_more_draws_show_more_and_each_product_once_a_basket() -> None:
     assert (np.diff(few.times_N) >= 0).all()
 
 
-def test_draws_are_spread_evenly_over_the_promoted() -> None:
+def test_draws_are_spread_evenly_over_the_promoted_products() -> None:
     seen = impressions(fabricated.raw_log(6, 3000), fabricated.promotions(6), FIRST, END, draws=6, seed=1)
     shares = np.bincount(seen.promotions_N[~seen.clicks_N])
     assert 0.5 < shares[shares > 0].std() / np.sqrt(shares[shares > 0].mean()) < 4
 
 
-def test_no_promotions_no_impressions() -> None:
+def test_no_promotions_give_no_impressions() -> None:
     nothing = fabricated.promotions(5, last_week=0)
     assert len(impressions(fabricated.raw_log(5), nothing, FIRST, END, draws=4, seed=9).items_N) == 0

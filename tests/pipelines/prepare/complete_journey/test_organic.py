@@ -1,4 +1,4 @@
-"""Organic activity against plain loops: which lines it is, and what the users' embeddings of it are."""
+"""Organic activity against plain loops: the lines that belong to it, and the users' embeddings of it."""
 
 from pathlib import Path
 
@@ -25,13 +25,13 @@ PRODUCTS = np.array([50, 51, 52])
 
 
 def log_of(rows: list[tuple[int, int, int, int]], num_items: int = NUM_ITEMS) -> RawLog:
-    """Make a log of (user, item, second, store); lines of a user in the same second share a basket."""
+    """Return a log of (user, item, second, store); lines of a user in the same second share a basket."""
     users_P, items_P, times_P, stores_P = np.array(rows, np.int64).reshape(-1, 4).T
     return RawLog.ordered(users_P, items_P, times_P, users_P << 40 | times_P, stores_P, num_items, end=1 << 31)
 
 
 def shopping(seed: int = 0) -> RawLog:
-    """Half the users like the even items, half the odd; the last user buys nothing, the one before a rarity."""
+    """Return lines: half the users buy even items, half odd; the last user buys nothing, the one before a rare item."""
     rng = np.random.default_rng(seed)
     rows = [
         (user, 2 * int(rng.integers(NUM_ITEMS // 2 - 1)) + user % 2, int(rng.integers(40)), 1)
@@ -55,10 +55,10 @@ def test_a_line_is_promoted_by_a_row_of_its_week_store_and_product(tmp_path: Pat
     log = log_of([
         (0, 0, second, 7),  # promoted, by two rows
         (1, 0, second, 8),  # promoted in another store
-        (2, 0, third, 7),  # promoted in another week; of this week and store there is no row at all
+        (2, 0, third, 7),  # promoted in another week; this week and store have no row
         (3, 1, third - 1, 8),  # promoted, in the week's last second
-        (4, 2, third, 8),  # of its week and store there is a row of a product in no catalogue only
-        (5, 2, second, 9),  # of its store there is no row
+        (4, 2, third, 8),  # the only row of its week and store is of a product in no catalogue
+        (5, 2, second, 9),  # its store has no row
     ])  # fmt: skip
     promoted_P, known_P = RawFiles(tmp_path).promoted(log, PRODUCTS)
     assert promoted_P.tolist() == [True, False, False, True, False, False]
@@ -69,7 +69,9 @@ def test_a_line_is_promoted_by_a_row_of_its_week_store_and_product(tmp_path: Pat
 
 
 @pytest.mark.parametrize("batch_rows", [40, 1 << 20])
-def test_marks_equal_plain_look_ups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_rows: int) -> None:
+def test_promoted_and_known_marks_match_plain_lookups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_rows: int
+) -> None:
     monkeypatch.setattr(source, "_BATCH_ROWS", batch_rows)
     fabricated.write_package(tmp_path, seed=11)
     log, rows = fabricated.raw_log(11), fabricated.promotion_rows(11)

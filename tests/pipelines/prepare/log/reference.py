@@ -1,4 +1,4 @@
-"""The rows of a log by slow, plain loops: what the SQL must agree with."""
+"""The rows of a log computed by slow, plain loops, as a reference for the SQL."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def reference_rows(
     count_days: int = 2,
     delay: timedelta = timedelta(),
 ) -> dict[str, Row]:
-    """Return by event id what a row must hold, ids being keys: counts, history, labels."""
+    """Return the expected row by event id, with keys in place of ids: counts, history, labels."""
     events = [row for row in events if row["ts"] < end]
     return {row["eid"]: _row(row, events, orders, kinds, end, max_history, count_days, delay) for row in events}
 

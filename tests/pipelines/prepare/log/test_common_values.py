@@ -1,4 +1,4 @@
-"""Values of categoricals that few users have become `unknown`, whoever has or meets them."""
+"""Values of categoricals that too few users have become `unknown`, in events, users and items."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def prepared(folder: Path, **privacy: Any) -> Path:
 
 
 def rare(row: Row) -> Row:
-    """Return what is the two users' own: no other user meets item i00, nor has their device."""
+    """Return a row's device and item: only the two users have the rare device and events on item i00."""
     is_rare = row["uid"] in ("u0", "u1")
     return {
         "device": "rare device" if is_rare else row["device"],
@@ -48,7 +48,7 @@ def ids(out: Path) -> dict[str, tuple[set[int], set[int]]]:
     return {name: ({n for own, n in of if own}, {n for own, n in of if not own}) for name, of in found.items()}
 
 
-def test_a_value_of_few_users_is_unknown_however_frequent(tmp_path: Path) -> None:
+def test_value_of_few_users_is_unknown_even_when_frequent(tmp_path: Path) -> None:
     for name, (own, others) in ids(prepared(tmp_path / "floor", min_users=MIN_USERS)).items():
         assert own == {UNKNOWN} and UNKNOWN not in others, name
     for name, (own, others) in ids(prepared(tmp_path / "none")).items():

@@ -1,4 +1,4 @@
-"""What needs no Spark: that it is missing is said, its choice makes no other work, all queries can be translated."""
+"""The Spark engine without Spark: the error for the missing package, the digest, and the translation of queries."""
 
 import sys
 from collections.abc import Iterator
@@ -20,9 +20,7 @@ from tests.pipelines.prepare.log.raw import log_config, write_log
 from tests.pipelines.prepare.running import leftovers, run_prepare
 
 
-def test_spark_that_is_not_installed_is_named_before_anything_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_spark_is_named_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "sidestack.pipelines.prepare.log.on_spark", raising=False)
     monkeypatch.setitem(sys.modules, "pyspark", None)
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
@@ -32,13 +30,13 @@ def test_spark_that_is_not_installed_is_named_before_anything_is_read(
     assert leftovers(tmp_path) == [] and not (tmp_path / "runs/store").exists()
 
 
-def test_the_engine_makes_no_other_work(tmp_path: Path) -> None:
+def test_engine_does_not_change_the_digest(tmp_path: Path) -> None:
     one, other = (parse(PrepareConfig, log_config(tmp_path, engine=name), "test") for name in ("duckdb", "spark"))
     assert digest(one) == digest(other)
 
 
 class Translating(DuckDBEngine):
-    """Translates what it is asked before DuckDB runs it."""
+    """A DuckDB engine that translates each query to Spark's SQL before it runs it."""
 
     def table(self, name: str, query: str) -> None:
         _translate(query)

@@ -1,4 +1,4 @@
-"""What a real folder has: repairs are counted and said, all other faults are one error that names each."""
+"""Faulty raw logs: repairs are counted and logged, and all other faults are named in one error."""
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_all_faults_of_all_files_are_one_error(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == [] and not (tmp_path / "runs/store").exists()
 
 
-def test_a_condition_that_is_none_is_named(tmp_path: Path) -> None:
+def test_invalid_condition_is_named(tmp_path: Path) -> None:
     write_log(tmp_path, days=2)
     config = log_config(tmp_path)
     config["source"]["tasks"]["click"]["where"] = "no_such_column = 1"
@@ -60,7 +60,7 @@ def test_rows_without_an_id_are_left_out_and_too_many_are_an_error(tmp_path: Pat
         run_prepare(ALONE, log_config(tmp_path, max_dropped=0.01), tmp_path / "other/out")
 
 
-def test_items_that_the_catalogue_lacks_have_no_content_and_too_many_are_an_error(tmp_path: Path) -> None:
+def test_items_missing_from_the_catalogue_have_no_content_and_too_many_are_an_error(tmp_path: Path) -> None:
     write_log(tmp_path, days=4, listed=7)
     run_prepare(ALONE, log_config(tmp_path), tmp_path / "runs/out")
     items = content(read_dataset(tmp_path / "runs/out"), "items").to_pylist()
@@ -70,9 +70,7 @@ def test_items_that_the_catalogue_lacks_have_no_content_and_too_many_are_an_erro
         run_prepare(ALONE, log_config(tmp_path, max_unknown_items=0.1), tmp_path / "other/out")
 
 
-def test_of_several_values_the_first_is_taken_and_the_others_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_first_of_several_values_is_taken_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = write_log(tmp_path, days=4)
     rows = [
         row | {"ts": row["ts"].replace(tzinfo=UTC), "device": [["d0", "d1"], [None, "d1"], []][n % 3]}
@@ -84,9 +82,9 @@ def test_of_several_values_the_first_is_taken_and_the_others_are_told(
     kinds = [["k0", "k1"], ["k1"], [], None, [None], [None, "k2", "k0"], ["k2"]]
     write(tmp_path / "items.parquet", [row | {"kind": kind} for row, kind in zip(catalogue(7), kinds, strict=True)])
     run_prepare(ALONE, log_config(tmp_path), tmp_path / "runs/out")
-    told = capsys.readouterr().err
-    assert "prepare: items: 2 rows have several values of 'kind'; the first is taken" in told
-    assert f"prepare: events: {len(events[::3])} rows have several values of 'device'; the first is taken" in told
+    err = capsys.readouterr().err
+    assert "prepare: items: 2 rows have several values of 'kind'; the first is taken" in err
+    assert f"prepare: events: {len(events[::3])} rows have several values of 'device'; the first is taken" in err
     items = content(read_dataset(tmp_path / "runs/out"), "items").to_pylist()
     found = {row["item_key"]: row["kind"] for row in items}
     named = {kind: found[key] for key, kind in (("i00", "k0"), ("i01", "k1"), ("i06", "k2"))}
@@ -97,7 +95,7 @@ def test_of_several_values_the_first_is_taken_and_the_others_are_told(
 
 
 @pytest.mark.parametrize("times", ["seconds", "milliseconds", "nanoseconds", "zoned", "text", "local"])
-def test_times_of_any_form_are_the_same_times(times: str, tmp_path: Path) -> None:
+def test_times_in_any_form_are_read_as_the_same_times(times: str, tmp_path: Path) -> None:
     events = raw_events(3)
     zone, unit = "UTC", "s"
 
@@ -152,7 +150,8 @@ def test_a_catalogue_that_grows_and_changes_keeps_ids_and_published_rows(tmp_pat
     first, second = (read_dataset(tmp_path / f"runs/{name}") for name in ("first", "second"))
     keys = [content(dataset, "items")["item_key"].to_pylist() for dataset in (first, second)]
     assert keys[1][: len(keys[0])] == keys[0]
-    assert [entry.facts["new"] for entry in second.partitions("items")] == [12, 0]  # revised alone: all were seen
+    # All items were known before, so the second part has only revised rows.
+    assert [entry.facts["new"] for entry in second.partitions("items")] == [12, 0]
     newest = content(second, "items").to_pylist()[keys[1].index("i02", len(keys[0]))]
     assert np.allclose(newest["vec"], [0, 1, 0]) and newest["item_id"] == keys[0].index("i02")
 
@@ -164,7 +163,7 @@ def test_one_file_with_two_contents_of_an_item_is_refused(tmp_path: Path) -> Non
         run_prepare(ALONE, log_config(tmp_path), tmp_path / "runs/out")
 
 
-def test_vectors_are_of_one_length_and_zeros_are_none(tmp_path: Path) -> None:
+def test_vectors_must_have_one_length_and_zero_vectors_become_null(tmp_path: Path) -> None:
     write_log(tmp_path, days=3)
     items = catalogue(7)
     items[1]["vec"], items[2]["vec"] = [0.0, 0.0, 0.0], [1e30, 0.0, 0.0]
@@ -180,7 +179,7 @@ def test_vectors_are_of_one_length_and_zeros_are_none(tmp_path: Path) -> None:
         run_prepare(ALONE, log_config(tmp_path), tmp_path / "other/out")
 
 
-def test_an_earlier_end_of_the_log_is_refused_where_ids_would_not_be_the_same(tmp_path: Path) -> None:
+def test_earlier_end_of_the_log_is_refused_when_ids_would_change(tmp_path: Path) -> None:
     write_log(tmp_path, days=4)
     (tmp_path / "items.parquet").unlink()
     config = log_config(tmp_path, items=None)
@@ -189,7 +188,7 @@ def test_an_earlier_end_of_the_log_is_refused_where_ids_would_not_be_the_same(tm
         run_prepare(ALONE, config | {"as_of": str(date(2024, 3, 3))}, tmp_path / "runs/earlier")
 
 
-def test_an_end_before_the_first_event_is_named(tmp_path: Path) -> None:
+def test_end_before_the_first_event_is_refused(tmp_path: Path) -> None:
     write_log(tmp_path, days=2)
     with pytest.raises(DataError, match="prepare.as_of: 2024-03-01: the log's first event is on 2024-03-01"):
         run_prepare(ALONE, log_config(tmp_path, as_of=date(2024, 3, 1)), tmp_path / "runs/out")
@@ -205,7 +204,7 @@ def test_an_end_before_the_first_event_is_named(tmp_path: Path) -> None:
         ({"labels": {"orders": {"path": "x", "time": "at"}}}, "name either event_id, or user and item"),
     ],
 )
-def test_settings_that_cannot_be_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(PrepareConfig, log_config(tmp_path, **change), "prepare")
 
@@ -217,7 +216,7 @@ def test_tasks_in_a_circle_are_named(tmp_path: Path) -> None:
         run_prepare(ALONE, log_config(tmp_path, labels={}, tasks=given), tmp_path / "runs/out")
 
 
-def test_a_file_twice_is_named(tmp_path: Path) -> None:
+def test_duplicate_file_is_named(tmp_path: Path) -> None:
     write_log(tmp_path, days=3)
     original = next((tmp_path / "events").rglob("*.parquet"))
     original.with_name("copy.parquet").write_bytes(original.read_bytes())

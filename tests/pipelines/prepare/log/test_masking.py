@@ -1,4 +1,4 @@
-"""Masked ids: one hash in SQL and in Python, the same tables but for the keys, one key a store, and no value told."""
+"""Masked ids: the same hash in SQL and Python, the same tables except for keys, one key per store, and no leak."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,12 +46,12 @@ def test_sql_and_python_mask_alike(key: str, connection: duckdb.DuckDBPyConnecti
     assert masking.masked("user", "1") == masking.masked("user", "1") != masking.masked("item", "1")
 
 
-def test_masked_ids_are_those_of_the_standard() -> None:
-    """By `printf user:what | openssl dgst -sha256 -hmac Jefe`."""
+def test_masked_ids_are_standard_hmac_sha256() -> None:
+    """The expected value is from `printf user:what | openssl dgst -sha256 -hmac Jefe`."""
     assert Masking(b"Jefe").masked("user", "what") == "91dd2ce82c4730237a3993c22eda35ad"
 
 
-def test_tables_of_masked_ids_are_those_of_raw_ids_but_for_the_keys(tmp_path: Path) -> None:
+def test_tables_of_masked_ids_differ_only_in_the_keys(tmp_path: Path) -> None:
     write_log(tmp_path, days=6)
     run_prepare(ALONE, log_config(tmp_path), tmp_path / "raw/out")
     privacy = {"key": {"env": ENV}, "mask_items": True}
@@ -68,22 +68,22 @@ def test_tables_of_masked_ids_are_those_of_raw_ids_but_for_the_keys(tmp_path: Pa
 
 
 def by_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows, of their histories the times alone: entries of one time come in the order of keys."""
+    """Return rows with only the times of their histories: entries of equal time are ordered by key."""
     timed = [{**row, "history": sorted(at for _, at in row["history"])} for row in rows]
     return sorted(timed, key=lambda row: (row["price"], row["click"]))
 
 
-def test_no_raw_id_and_no_column_that_is_not_named_is_written_or_said(
+def test_raw_ids_and_columns_that_are_not_configured_are_not_written_or_logged(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     events = write_persons(tmp_path / "log", days=5)
-    assert {text for _, text in leaks(tmp_path / "log", secrets(events))}  # the search finds what is there
+    assert {text for _, text in leaks(tmp_path / "log", secrets(events))}  # the search itself works
     run_prepare(
         ALONE, {**persons_config(tmp_path / "log"), "cache_dir": str(tmp_path / "runs/cache")}, tmp_path / "runs/out"
     )
     assert leaks(tmp_path / "runs", secrets(events)) == []
-    said = capfd.readouterr()
-    assert not [text for text in secrets(events) if text in said.out + said.err]
+    output = capfd.readouterr()
+    assert not [text for text in secrets(events) if text in output.out + output.err]
     assert joined(tmp_path / "runs/out", ["order"])["order"].to_pylist().count(1) > 0  # labels' ids are masked alike
     (typed, *_) = (tmp_path / "runs/store/raw/events").rglob("*.parquet")
     assert set(pq.read_schema(typed).names) == {
@@ -91,7 +91,7 @@ def test_no_raw_id_and_no_column_that_is_not_named_is_written_or_said(
     }  # fmt: skip
 
 
-def test_errors_of_private_files_hold_no_value(tmp_path: Path) -> None:
+def test_errors_about_private_files_contain_no_value(tmp_path: Path) -> None:
     rows = [row | {"price": f"price of {row['uid']}", "ts": "soon"} for row in raw_events(2)]
     write(tmp_path / "events/a.parquet", rows)
     write(tmp_path / "items.parquet", [{"sku": "i", "vec": [1.0], "kind": "k"}])
@@ -100,10 +100,10 @@ def test_errors_of_private_files_hold_no_value(tmp_path: Path) -> None:
     config["source"]["tasks"]["click"]["where"] = "CAST(uid AS INT) > 5"
     with pytest.raises(DataError) as caught:
         run_prepare(ALONE, config, tmp_path / "runs/out")
-    said = str(caught.value)
-    assert "column 'price' (VARCHAR) must be a finite number; 80 rows do not" in said
-    assert "condition of 'click': ConversionException" in said
-    assert "such as" not in said and "price of" not in said and "soon" not in said and "'u" not in said
+    message = str(caught.value)
+    assert "column 'price' (VARCHAR) must be a finite number; 80 rows do not" in message
+    assert "condition of 'click': ConversionException" in message
+    assert "such as" not in message and "price of" not in message and "soon" not in message and "'u" not in message
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_errors_of_private_files_hold_no_value(tmp_path: Path) -> None:
         ({"key": {"env": ENV}}, {"key": {"env": ENV}, "mask_items": True}, "items' not masked; .* items' masked"),
     ],
 )  # fmt: skip
-def test_a_store_holds_ids_of_one_key(
+def test_store_with_ids_of_another_key_is_refused(
     before: dict[str, Any], after: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTHER_KEY", OTHER)
@@ -127,7 +127,7 @@ def test_a_store_holds_ids_of_one_key(
     run_prepare(ALONE, log_config(tmp_path, privacy=before), tmp_path / "runs/third")
 
 
-def test_digests_hold_the_id_of_the_key_and_never_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_contain_the_id_of_the_key_and_never_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_log(tmp_path, days=2)
     config = parse(PrepareConfig, log_config(tmp_path, privacy={"key": {"env": ENV}}), "test")
     assert KEY not in to_yaml(config) and ENV in to_yaml(config)
@@ -137,7 +137,7 @@ def test_digests_hold_the_id_of_the_key_and_never_the_key(tmp_path: Path, monkey
     assert KEY not in repr(Masking(KEY.encode()))
 
 
-def test_a_key_comes_from_a_file_too_and_one_that_is_no_key_is_named(
+def test_key_is_read_from_a_file_or_variable_and_invalid_keys_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def masking(**place: str) -> Masking | None:
@@ -159,13 +159,13 @@ def test_a_key_comes_from_a_file_too_and_one_that_is_no_key_is_named(
 
 
 @pytest.mark.parametrize("key", [KEY, {"value": KEY}, {"env": KEY}, {"env": [KEY]}, [KEY]])
-def test_a_key_in_the_place_of_its_place_is_not_said(key: Any) -> None:
+def test_key_given_instead_of_its_location_is_not_printed(key: Any) -> None:
     with pytest.raises(ConfigError, match="privacy.key") as caught:
         parse(Privacy, {"key": key}, "prepare.source.privacy")
     assert KEY not in str(caught.value)
 
 
-def test_ids_that_are_masked_are_no_features(tmp_path: Path) -> None:
+def test_masked_ids_are_refused_as_features(tmp_path: Path) -> None:
     config = log_config(tmp_path, privacy={"key": {"env": ENV}, "mask_items": True})
     config["source"]["events"]["categoricals"] = ["uid", "device"]
     config["source"]["items"]["text"] = ["title", "sku"]

@@ -1,4 +1,4 @@
-"""The rows of a raw log: against plain loops, day by day as all at once, and blind to the future."""
+"""The rows of a raw log: equal to plain loops, the same day by day as at once, and independent of later events."""
 
 import shutil
 from datetime import date, datetime, timedelta
@@ -85,7 +85,7 @@ def assert_same(found: dict[Any, list[Row]], expected: dict[Any, list[Row]]) -> 
 
 
 @pytest.mark.parametrize("delay_minutes", [0, 90, 2000])
-def test_rows_are_those_of_plain_loops(delay_minutes: int, tmp_path: Path) -> None:
+def test_rows_match_plain_loops(delay_minutes: int, tmp_path: Path) -> None:
     events = write_log(tmp_path, days=6)
     run_prepare(ALONE, log_config(tmp_path, delay_minutes=delay_minutes), tmp_path / "runs/out")
     orders = raw_orders(events)
@@ -112,7 +112,7 @@ def test_a_log_read_day_by_day_has_the_rows_of_the_log_read_at_once(tmp_path: Pa
     assert_same(found_rows(tmp_path / "runs/as-of-8"), expected_rows(events, end=datetime(2024, 3, 9)))
 
 
-def test_a_new_day_leaves_what_was_there_and_reads_no_old_file_again(tmp_path: Path) -> None:
+def test_new_day_keeps_existing_files_and_reads_no_old_file_again(tmp_path: Path) -> None:
     events = raw_events(8)
     write(tmp_path / "items.parquet", catalogue(7))
     write(tmp_path / "orders.parquet", raw_orders([row for row in events if row["ts"] < FIRST + timedelta(days=5)]))
@@ -126,7 +126,7 @@ def test_a_new_day_leaves_what_was_there_and_reads_no_old_file_again(tmp_path: P
     first, second = digests(tmp_path / "runs/first"), digests(tmp_path / "runs/second")
     changed = {name for name in second if first.get(name) != second[name]}
     new = {f"{table}/date=2024-03-08" for table in ("requests", "events", "labels")}
-    assert changed == new | {"labels/date=2024-03-06"}  # whose two days are over by now
+    assert changed == new | {"labels/date=2024-03-06"}  # its follow-up of two days has ended
     raw = {
         path.relative_to(tmp_path / "runs/store/raw").parts[0]
         for path in after.keys() - before.keys()
@@ -135,8 +135,8 @@ def test_a_new_day_leaves_what_was_there_and_reads_no_old_file_again(tmp_path: P
     assert raw <= {"events", "state_user", "state_item", "state_user_category", "state_history"}
 
 
-def test_the_future_changes_nothing_before_it(tmp_path: Path) -> None:
-    """Everything from a day on is another log; the rows of earlier days are the same bytes."""
+def test_later_events_do_not_change_earlier_dates(tmp_path: Path) -> None:
+    """Two logs that differ from a day on have the same bytes for all earlier days."""
     events = raw_events(6)
     other = [row for row in events if row["ts"] < FIRST + timedelta(days=4)]
     other += [
@@ -161,7 +161,7 @@ def test_the_future_changes_nothing_before_it(tmp_path: Path) -> None:
     assert found[0] == found[1] and len(found[0]) == 3 * 4
 
 
-def test_rows_that_come_twice_and_in_any_order_count_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duplicate_rows_in_any_order_count_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = raw_events(4)
     (tmp_path / "b").mkdir()
     write_days(tmp_path / "a/events", events)
@@ -174,8 +174,8 @@ def test_rows_that_come_twice_and_in_any_order_count_once(tmp_path: Path, capsys
     assert "prepare: 160 rows of events came twice and count once" in capsys.readouterr().err
 
 
-def test_a_category_that_comes_later_changes_no_date(tmp_path: Path) -> None:
-    """A date that is made anew counts as it did on its night: by the category of the part that brought the item."""
+def test_category_that_is_added_later_changes_no_date(tmp_path: Path) -> None:
+    """A date that is made again has the same counts, which are by the category in the item's first part."""
     events = raw_events(8)
     write(tmp_path / "orders.parquet", raw_orders(events))
     write(tmp_path / "items.parquet", [row | {"kind": None} if row["sku"] < "i03" else row for row in catalogue(9)])
@@ -193,7 +193,7 @@ def test_a_category_that_comes_later_changes_no_date(tmp_path: Path) -> None:
     assert digests(tmp_path / "runs/rebuilt") == grown
 
 
-def test_label_rows_without_an_event_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_label_rows_without_an_event_are_counted_and_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = write_log(tmp_path, days=4)
     did = {(row["uid"], row["sku"]) for row in events}
     user, item = next((f"u{u}", f"i{i:02d}") for u in range(6) for i in range(9) if (f"u{u}", f"i{i:02d}") not in did)
@@ -207,11 +207,11 @@ def test_label_rows_without_an_event_are_counted_and_said(tmp_path: Path, capsys
     assert "match no event" not in capsys.readouterr().err
     write(tmp_path / "orders.parquet", raw_orders(events) + strays)
     run_prepare(ALONE, log_config(tmp_path), tmp_path / "runs/out")
-    said = "prepare: orders: 1 rows lie before their event and 2 match no event (order); they count for nothing"
-    assert said in capsys.readouterr().err
+    line = "prepare: orders: 1 rows lie before their event and 2 match no event (order); they count for nothing"
+    assert line in capsys.readouterr().err
 
 
-def test_requests_are_of_a_column_or_of_user_and_time(tmp_path: Path) -> None:
+def test_requests_are_defined_by_a_column_or_by_user_and_time(tmp_path: Path) -> None:
     events = [row | {"session": f"s{number // 5}-{row['uid']}"} for number, row in enumerate(raw_events(4))]
     schema = pa.schema({**{name: pa.string() for name in ("eid", "device", "uid", "sku", "action", "session")},
                         "price": pa.float64(), "ts": pa.timestamp("us")})  # fmt: skip
@@ -236,7 +236,7 @@ def test_requests_are_of_a_column_or_of_user_and_time(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_negatives_are_drawn_for_a_log_of_positives_and_said(tmp_path: Path) -> None:
+def test_negatives_are_drawn_for_a_log_of_positives_and_named_in_its_origin(tmp_path: Path) -> None:
     events = [row | {"action": "click"} for row in raw_events(5, items=30)]
     write_days(tmp_path / "events", events)
     write(tmp_path / "items.parquet", catalogue(30))

@@ -1,4 +1,4 @@
-"""A log on Spark has the rows that it has on DuckDB, byte for byte."""
+"""A log has the same bytes on Spark as on DuckDB."""
 
 import importlib.util
 import os
@@ -33,7 +33,7 @@ SUBMIT = (
 
 @pytest.fixture(scope="module", autouse=True)
 def _spark() -> Iterator[None]:
-    """Start Spark as small as it goes; the engine takes what runs."""
+    """Start a minimal Spark session, which the engine then uses."""
     from pyspark.sql import SparkSession
 
     before = os.environ.get("PYSPARK_SUBMIT_ARGS")
@@ -48,7 +48,7 @@ def _spark() -> Iterator[None]:
 
 
 def on_both(folder: Path, *settings: dict[str, Any]) -> None:
-    """Prepare a log once for each of some settings, one after the other, on both engines."""
+    """Prepare a log with each of the settings in turn on both engines, and compare all files."""
     made = {}
     for engine in ("duckdb", "spark"):
         for number, values in enumerate(settings):
@@ -64,7 +64,7 @@ def on_both(folder: Path, *settings: dict[str, Any]) -> None:
     assert leftovers(folder / "spark") == []
 
 
-def test_a_log_that_grows(tmp_path: Path) -> None:
+def test_growing_log_is_the_same_on_both_engines(tmp_path: Path) -> None:
     events = raw_events(8)
     for number, row in enumerate(events):
         row["ts"] = row["ts"].replace(microsecond=number % 3 * 1000 + number % 2)
@@ -84,7 +84,7 @@ def test_a_log_that_grows(tmp_path: Path) -> None:
     on_both(tmp_path, *(settings | {"as_of": day} for day in ("2024-03-07", "2024-03-09")))
 
 
-def test_a_log_of_sessions_without_catalogue_with_drawn_negatives(tmp_path: Path) -> None:
+def test_log_of_sessions_with_drawn_negatives_is_the_same_on_both_engines(tmp_path: Path) -> None:
     rows = raw_events(3, items=30)
     events = [row | {"action": "click", "session": f"s{number // 5}-{row['uid']}"} for number, row in enumerate(rows)]
     schema = pa.schema([*(field for field in EVENT_SCHEMA if field.name != "ts"), pa.field("ts", pa.timestamp("us")),
