@@ -18,7 +18,7 @@ from sidestack.pipelines.studies.tune.plan import Left, rungs, tune_stages, tune
 from sidestack.ranker.config import RankerConfig
 from tests.noted import noted
 from tests.pipelines.commands import run_command
-from tests.pipelines.test_tables import SMALL
+from tests.pipelines.studies.test_tables import SMALL
 
 ARMS = {"none": {}, "side": {"item": "side", "overlay": {"training": {"warmup_steps": 7}}}}
 GRID = {"sparse_learning_rates": [0.02, 0.04], "dense_learning_rates": [0.001]}
