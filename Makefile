@@ -77,7 +77,7 @@ test-long: install ## benchmarks, the sweep and the papers' tables, each whole o
 	@$(BIN)/python -m pytest -m long -n $(WORKERS) --dist worksteal
 
 test-slurm: install ## the driver's tests on a Slurm of two nodes that they start (root; Debian's slurm-wlm and munge)
-	@$(BIN)/python -m pytest -m 'not chaos' tests/pipelines/test_slurm_cluster.py
+	@$(BIN)/python -m pytest -m 'not chaos' tests/pipelines/slurm
 
 chaos: install ## inject faults into real runs, and write docs/results/reliability.md: kills, stops, preemptions (an hour)
 	@mkdir -p runs && $(BIN)/python -m pytest -m chaos --junitxml=runs/chaos.xml; status=$$?; \

@@ -151,6 +151,18 @@ def test_make_target_exists(command: Command) -> None:
         read_config(config_of(settings.get("CONFIG")), overrides)
 
 
+def test_files_and_modules_of_the_makefile_exist() -> None:
+    text = (ROOT / "Makefile").read_text()
+    files = set(re.findall(r"(?<![\w/.])(?:tests|configs|infra|docs|benchmarks)/[\w/.-]*\w", text))
+    assert {"tests/pipelines/slurm", "configs/tables.yaml"} <= files
+    assert [name for name in sorted(files) if not (ROOT / name).exists()] == []
+    modules = set(re.findall(r"-m ((?:pipelines|ranker|infra|tests|benchmarks)\.[\w.]*\w)", text))
+    assert {"ranker.plan", "pipelines.studies.tables"} <= modules
+    for module in sorted(modules):
+        file = ROOT / module.replace(".", "/")
+        assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), module
+
+
 def components() -> Iterator[tuple[Command, int]]:
     """Yield the commands that run a component, with the index of the component among their words."""
     for command in commands_of("torchx"):
