@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short logs of small days, to see that it runs")
     parser.add_argument(
-        "--dataset", type=Path, metavar="DIR", help="a snapshot whose bytes an impression are told, too"
+        "--dataset", type=Path, metavar="DIR", help="a snapshot whose bytes an impression are printed, too"
     )
     parser.add_argument("--out", type=Path, help="where growth.json and growth.md go")
     arguments = parser.parse_args()

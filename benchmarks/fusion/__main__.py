@@ -88,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> None:
     source = arguments.dataset or newest_dataset(Path("runs"))
     signals = chosen_signals({}, read_dataset(source).spec)
     if len(signals.embeddings) < 2:
-        raise DataError(f"{source}: has {len(signals.embeddings)} embedding signals; fusing is told on two")
+        raise DataError(f"{source}: has {len(signals.embeddings)} embedding signals; fusing is measured on two")
     two = tuple(signals.embeddings)[:2]
     cache = arguments.cache.resolve()
     corpora = {

@@ -43,7 +43,7 @@ _REFUSALS = {
         "the bucket is in another region; set AWS_REGION to the bucket's"
     ),
     ("NotImplemented", "501"): (
-        "the store has no conditional put (If-None-Match), without which two writers are not told apart"
+        "the store has no conditional put (If-None-Match), without which two writers could both commit"
     ),
 }
 

@@ -153,7 +153,9 @@ def _varies(values_N: Floats) -> bool:
 def _log_models(run: StageRun[BaselineConfig], models: Mapping[str, TaskModel]) -> None:
     for task, model in models.items():
         if model.classifier is None:
-            run.log.info(f"{task}: {model.rows:,} training rows tell nothing apart; {model.rate:.3g} for every row")
+            run.log.info(
+                f"{task}: {model.rows:,} training rows without a distinguishing feature; {model.rate:.3g} for every row"
+            )
         else:
             run.log.info(f"{task}: {model.trees} trees from {model.rows:,} rows")
 

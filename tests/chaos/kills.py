@@ -15,7 +15,7 @@ TARGETS = ("rank", "torchrun", "driver", "everything")
 ORPHANS_LIMIT_S = 30.0
 END_LIMIT_S = 600.0
 _STARTS = re.compile(r"^\[([\w-]+)\] starts with", re.MULTILINE)
-_RESUMES = re.compile(r"^\[([\w-]+)\] \w+: (?:goes on|resumes) from the checkpoint at step (\d+)", re.MULTILINE)
+_RESUMES = re.compile(r"^\[([\w-]+)\] \w+: resumes from the checkpoint at step (\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,9 @@ def test_node_is_named_when_there_are_several(tmp_path: Path) -> None:
 
 
 def test_only_the_last_attempt_counts(tmp_path: Path) -> None:
-    write_error_file(tmp_path, "job_a", 0, "KeyError: mended by a restart", 10, attempt=0)
+    write_error_file(tmp_path, "job_a", 0, "KeyError: fixed by a restart", 10, attempt=0)
     write_error_file(tmp_path, "job_a", 0, "KeyError: final", 20, attempt=1)
-    assert "final" in why(tmp_path) and "mended" not in why(tmp_path)
+    assert "final" in why(tmp_path) and "fixed" not in why(tmp_path)
 
 
 def test_last_output_lines_are_shown_when_no_rank_wrote_an_error_file(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ class LogConfig(SourceConfig):
         if self.history_task not in self.tasks:
             raise ValueError(f"history: {self.history!r} is no task; tasks are {', '.join(self.tasks)}")
         if self.tasks[self.history_task].table is not None:
-            raise ValueError(f"history: {self.history_task!r} is known later; take a task that the events tell")
+            raise ValueError(f"history: {self.history_task!r} is known later; take a task that the events have")
         return self
 
     @model_validator(mode="after")

@@ -70,12 +70,12 @@ def parity_text(comparison: Comparison) -> str:
             lines.append(f"  {task:<{width}}  undefined on these rows")
             continue
         values = ", ".join(HEADLINE.text(one.metrics[HEADLINE.name].value) for one in (result, own.tasks[task]))
-        told = f"gain {percent(gain.gain)} ({percent_interval(gain.interval)})"
-        lines.append(f"  {task:<{width}}  {values}: {told}: {verdict.words}")
+        measured = f"gain {percent(gain.gain)} ({percent_interval(gain.interval)})"
+        lines.append(f"  {task:<{width}}  {values}: {measured}: {verdict.words}")
     return "\n".join(lines)
 
 
-def _tell(found: Path) -> None:
+def _print_result(found: Path) -> None:
     print((found / TABLE_FILE).read_text(encoding="utf-8"))
     for what, file in (("heat map", PICTURE_FILE), ("chosen", CHOSEN_FILE), ("all", RESULT_FILE)):
         print(f"{what:<9}{relative_to_cwd(found / file)}")
@@ -84,7 +84,7 @@ def _tell(found: Path) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     budget = parse(Budget, {"bits": arguments.bits, "levels": arguments.levels or ()}, "sweep")
     found = sweep(arguments.config, arguments.set, budget)
-    _tell(found)
+    _print_result(found)
     if not arguments.parity:
         return
     result = SweepResult.model_validate_json((found / RESULT_FILE).read_bytes())

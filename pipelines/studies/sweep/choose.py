@@ -77,16 +77,16 @@ def compared(encoders: Mapping[str, Path], own: Setting) -> SweepResult:
 
 def _measured(path: Path) -> tuple[dict[str, float], SettingResult]:
     """Return the weights of an encoder's signals and its measures."""
-    bundle, told = load_bundle(path, torch.device("cpu")), read_encoder(path)
+    bundle, summary = load_bundle(path, torch.device("cpu")), read_encoder(path)
     knobs = knobs_of(bundle.config)
     setting, weights = setting_of(knobs), bundle.signals.weights
     return weights, SettingResult(
         setting=setting,
         bits=setting.bits(knobs.lines),
-        loss=weighted_loss(told.losses, weights),
-        signals=told.losses,
-        unique_share=told.unique_share,
-        entropy_bits=sum(told.entropy_bits),
+        loss=weighted_loss(summary.losses, weights),
+        signals=summary.losses,
+        unique_share=summary.unique_share,
+        entropy_bits=sum(summary.entropy_bits),
         seconds=read_json(path / SUMMARY_FILE)["seconds"],
     )
 

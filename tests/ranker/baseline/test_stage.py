@@ -81,7 +81,7 @@ def test_rows_with_unknown_labels_are_not_trained_on(
     summary = run(write(tmp_path / "unknown", unknown), tmp_path / "out")
     assert summary["train_rows"]["conversion"] == 0 and summary["tasks"]["conversion"]["num"] == 0
     assert set(predicted(tmp_path / "out")["p_conversion"].to_pylist()) == {0.5}
-    assert "conversion: 0 training rows tell nothing apart; 0.5 for every row" in capfd.readouterr().err
+    assert "conversion: 0 training rows without a distinguishing feature; 0.5 for every row" in capfd.readouterr().err
 
 
 def test_predictions_are_reproducible_and_depend_on_the_seed(dataset: Path, done: Path, tmp_path: Path) -> None:
