@@ -108,7 +108,7 @@ def test_bit_flip_in_a_manifest_is_found_or_changes_no_value(tmp_path: Path) -> 
 def test_manifest_of_the_previous_format_is_read_with_one_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sidestack.infra.manifest, "_said_without_digest", [])
+    monkeypatch.setattr(sidestack.infra.manifest, "_warned_without_digest", [])
     for name in ("a", "b"):
         file = commit(tmp_path / name, ALONE) / MANIFEST
         values = {**json.loads(file.read_text()), "format": "sidestack/1"}

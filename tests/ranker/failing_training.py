@@ -1,32 +1,40 @@
-"""Run the ranker's stage with the fault FAULT on rank FAULT_RANK; the time of the fault is written to FAULT_FILE."""
+"""The ranker's stage with a fault on one rank, under torchrun's agent.
+
+Ranks are forked from a server that has imported torch and torchrec once (`tests.distributed`): a new interpreter for
+each of them takes ten seconds of a core.
+"""
 
 import errno
 import os
 import pkgutil
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import pytest
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sidestack.ranker import train
 
 
-def fail() -> NoReturn:
-    raise RuntimeError(f"planted: {os.environ['FAULT']}")
+def fail(name: str) -> NoReturn:
+    raise RuntimeError(f"planted: {name}")
 
 
-def no_space() -> NoReturn:
+def no_space(name: str) -> NoReturn:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def no_memory() -> NoReturn:
-    raise MemoryError("planted: memory")
+def no_memory(name: str) -> NoReturn:
+    raise MemoryError(f"planted: {name}")
 
 
-def kill() -> None:
+def kill(name: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -35,11 +43,11 @@ class Fault(NamedTuple):
 
     place: str
     call: int = 0
-    happen: Callable[[], None] = fail
+    happen: Callable[[str], None] = fail
 
 
 FAULTS = {
-    "open": Fault("sidestack.ranker.train.read_dataset"),
+    "open": Fault("sidestack.ranker.preparation.read_dataset"),
     "verify": Fault("sidestack.infra.snapshot.Dataset.verify_partition"),
     "plan": Fault("sidestack.ranker.sharding.plan_tables"),
     "read": Fault("sidestack.infra.impressions.ImpressionRows.read", 3),
@@ -52,26 +60,45 @@ FAULTS = {
     "write": Fault("sidestack.infra.parquet_writer.TableWriter.write", 2),
     "full disk": Fault("sidestack.infra.parquet_writer.TableWriter.write", 2, no_space),
     "model": Fault("sidestack.ranker.train.save_bundle"),
-    "summary": Fault("sidestack.ranker.train.peak_memory_bytes"),
+    "summary": Fault("sidestack.ranker.summary.peak_memory_bytes"),
     "hash": Fault("sidestack.infra.commit._describe", 1),
 }
 
 
-def plant(fault: Fault) -> None:
+def plant(name: str, happened: Path) -> None:
+    """Let a fault happen in this process, and its time be written to a file."""
+    fault = FAULTS[name]
     original, calls = pkgutil.resolve_name(fault.place), 0
 
     def body(*args: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == fault.call + 1:
-            Path(os.environ["FAULT_FILE"]).write_text(str(time.time()))
-            fault.happen()
+            happened.write_text(str(time.time()))
+            fault.happen(name)
         return original(*args, **options)
 
     pytest.MonkeyPatch().setattr(fault.place, body)
 
 
-if __name__ == "__main__":
-    if os.environ["RANK"] == os.environ["FAULT_RANK"]:
-        plant(FAULTS[os.environ["FAULT"]])
+def train_with_fault(name: str, rank: int, happened: Path, arguments: Sequence[str]) -> None:
+    """Run the stage's main program on this rank; the fault is on rank `rank`."""
+    torch.set_num_threads(1)
+    if os.environ["RANK"] == str(rank):
+        plant(name, happened)
+    sys.argv = ["train", *arguments]
     train.main()
+
+
+def launch(name: str, rank: int, happened: Path, arguments: Sequence[str], logs: Path) -> None:
+    """Run the stage on two ranks, each in a process of its own.
+
+    Raises:
+        ChildFailedError: a rank failed; torchrun's agent has ended the others.
+    """
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, run_id=name, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        max_restarts=0, monitor_interval=0.1, start_method="forkserver",
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
+    )  # fmt: skip
+    elastic_launch(config, train_with_fault)(name, rank, happened, list(arguments))

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from sidestack.infra.commit import committing
 from sidestack.infra.preemption import read_mark
-from tests.infra.jobs import LIMIT_S, job
 from tests.ranker.dataset import write_dataset
-from tests.ranker.failing_training import FAULTS
+from tests.ranker.failing_training import FAULTS, launch
 from tests.ranker.training import ARMS, ONE, SMALL
 
 ENDS_S = 30
-QUICK = ("read", "full disk")
 WORDS = {
     "memory": "MemoryError: planted: memory",
     "full disk": "CommitError: .*no space left on the disk",
@@ -35,24 +34,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "fault", [fault if fault in QUICK else pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS]
-)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_fault_of_one_rank_ends_all_ranks_and_is_reported(folder: Path, tmp_path: Path, fault: str) -> None:
     # Only rank 0 plans; every other fault is on rank 1, whose error must reach rank 0.
     rank = 0 if fault == "plan" else 1
-    log, happened = tmp_path / "job.log", tmp_path / "happened"
+    happened, logs = tmp_path / "happened", tmp_path / "logs"
     arguments = ["--config", str(folder / "run.yaml"), "--input", f"dataset={folder / 'dataset'}"]
-    environment = {"FAULT": fault, "FAULT_RANK": str(rank), "FAULT_FILE": str(happened)}
-    with job(
-        "tests.ranker.failing_training",
-        [*arguments, "--out", str(tmp_path / "out")],
-        log,
-        environment=environment,
-        torchrun=["--log-dir", str(tmp_path / "logs"), "--tee", "3"],
-    ) as process:
-        assert process.wait(LIMIT_S) == 1, log.read_text()
-        took = time.time() - float(happened.read_text())
+    with pytest.raises(ChildFailedError):
+        launch(fault, rank, happened, [*arguments, "--out", str(tmp_path / "out")], logs)
+    took = time.time() - float(happened.read_text())
     print(f"{fault}: {took:.1f} s")
     assert took < ENDS_S
     assert not (tmp_path / "out").exists()

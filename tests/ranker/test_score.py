@@ -79,7 +79,7 @@ def test_interrupted_run_resumes_with_the_unfinished_part(
     def breaking(*arguments: Any) -> float:
         if len(done) == 2:
             raise OSError("the disk is gone")
-        done.append(arguments[3])
+        done.append(arguments[2])
         return predict(*arguments)
 
     monkeypatch.setattr("sidestack.ranker.score.predict", breaking)
