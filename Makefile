@@ -19,7 +19,7 @@ ARM        ?= sid_ngram
 PLAN       ?=
 SLURM      ?= /tmp/sidestack-slurm
 
-.PHONY: help install run movielens replay tables tune plan bench test chaos test-quick test-long test-slurm lint types docs format doctor audit golden slurm-up slurm-down clean
+.PHONY: help install run movielens replay tables tune plan bench test chaos test-quick test-whole test-long test-slurm lint types docs format doctor audit golden slurm-up slurm-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -70,8 +70,11 @@ bench: install .venv/.installed-benchmarks ## a benchmark: BENCH=quantizers, fus
 	@$(PIP) install -r requirements/benchmarks.txt
 	@touch $@
 
-test: install ## every test except those of test-long, test-slurm and chaos; WORKERS=3 at a time
-	@$(BIN)/python -m pytest -m 'not chaos and not slurm and not long' -n $(WORKERS) --dist worksteal
+test: install ## every test except those of test-whole, test-long, test-slurm and chaos; WORKERS=3 at a time
+	@$(BIN)/python -m pytest -m 'not chaos and not slurm and not whole and not long' -n $(WORKERS) --dist worksteal
+
+test-whole: install ## whole pipelines, nights and drivers as users run them, and three kills of each; CI runs these, too
+	@$(BIN)/python -m pytest -m 'whole and not chaos' -n $(WORKERS) --dist worksteal
 
 test-long: install ## benchmarks, the sweep and the papers' tables, each whole on a small log
 	@$(BIN)/python -m pytest -m long -n $(WORKERS) --dist worksteal

@@ -15,7 +15,7 @@ import pytest
 from tests.chaos.kills import Outcome, kill_and_rerun, undisturbed
 from tests.chaos.small_run import SmallRun
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 KILLS_PER_RUN = 6
 KILLS_IN_CI = 3
 """Three more hit retraining (tests/pipelines/retrain/test_kills.py)."""

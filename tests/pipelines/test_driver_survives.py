@@ -48,7 +48,7 @@ def test_restarted_driver_follows_the_job_of_the_killed_driver(run: Run) -> None
     assert not list(run.ranker.glob("*.job.json")) and not list(run.ranker.glob(".*.tmp"))
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_sighup_leaves_the_job_running_and_explains_resuming_when_on_signal_is_leave(run: Run) -> None:
     err = interrupt(run, signal.SIGHUP, "run.on_signal=leave")
     assert "[ranker] left running as local_cwd://sidestack/ranker-" in err and "the same command" in err
@@ -58,14 +58,14 @@ def test_sighup_leaves_the_job_running_and_explains_resuming_when_on_signal_is_l
     assert status == 0 and len(run.ranks()) == 2, err
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_sighup_cancels_the_job_by_default(run: Run) -> None:
     err = interrupt(run, signal.SIGHUP)
     assert "[ranker] cancelled" in err and "stopped by SIGHUP" in err
     assert run.processes() == [] and not list(run.ranker.glob("*.job.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_sighup_stays_ignored_under_nohup(run: Run) -> None:
     with run.driver(ignored=True) as driver:
         wait_until(lambda: len(run.ranks()) == 2, "the ranker began", driver)
@@ -75,7 +75,7 @@ def test_sighup_stays_ignored_under_nohup(run: Run) -> None:
         assert driver.returncode == 0, err
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_failure_of_a_followed_job_is_reported_and_the_next_run_launches_it_again(run: Run) -> None:
     interrupt(run, signal.SIGKILL)
     with run.driver() as second:
@@ -89,7 +89,7 @@ def test_failure_of_a_followed_job_is_reported_and_the_next_run_launches_it_agai
     assert status == 0 and len(run.ranks()) == 4 and "[ranker] starts" in err, err
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_superseded_job_commits_nothing(run: Run) -> None:
     with run.driver() as driver:
         wait_until(lambda: len(run.ranks()) == 2, "the ranker began", driver)
@@ -102,7 +102,7 @@ def test_superseded_job_commits_nothing(run: Run) -> None:
     assert not Path(kept["out"]).exists() and json.loads(record.read_text())["token"] == "another's"
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_killed_torchrun_is_named_and_its_ranks_are_ended(run: Run) -> None:
     with run.driver() as driver:
         wait_until(lambda: len(run.ranks()) == 2, "the ranker began", driver)
@@ -114,7 +114,7 @@ def test_killed_torchrun_is_named_and_its_ranks_are_ended(run: Run) -> None:
     assert run.processes() == []
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_unresolvable_host_name_works_on_one_node_and_is_named_on_two(run: Run) -> None:
     if os.geteuid() != 0 or subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode != 0:
         pytest.skip("needs root, and a kernel with UTS namespaces")

@@ -53,7 +53,7 @@ def stored(dataset: Dataset) -> dict[str, tuple[int, int]]:
     return {str(path.relative_to(dataset.store)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_only_the_added_day_and_part_are_made_and_another_encoder_makes_only_sids(base: Path) -> None:
     log = OwnLog(base / "own", days=4, items=200)
     before = materialized(base, log)

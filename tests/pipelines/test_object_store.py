@@ -45,7 +45,7 @@ def bucket(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     return bucket
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_pipeline_runs_on_an_object_store_and_a_second_run_starts_no_stage(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +97,7 @@ def committed(keys: list[str]) -> list[str]:
     return [key for key in keys if key.endswith(f"/{MANIFEST}")]
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_jobs_launched_on_an_object_store_report_their_failure(bucket: Bucket, tmp_path: Path) -> None:
     """Run the fake pipeline under torchrun, as users do."""
 

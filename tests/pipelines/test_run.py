@@ -121,7 +121,7 @@ def test_killed_rank_is_reported_with_its_signal(first: "subprocess.CompletedPro
         again(base, "ranker.fail_rank=1", "ranker.fault=kill")
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_stage_that_takes_too_long_is_cancelled(first: "subprocess.CompletedProcess[str]", base: Path) -> None:
     with pytest.raises(StageError, match="cancelled after 0.2 minutes"):
         again(base, "ranker.sleep_s=600", "run.timeout_minutes=0.2")

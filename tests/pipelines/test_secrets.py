@@ -71,7 +71,7 @@ def holding(folder: Path, text: str) -> list[Path]:
     return [file for file in files if text.encode() in file.read_bytes()]
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_run_passes_its_secrets_to_the_stages_and_writes_them_nowhere(tmp_path: Path) -> None:
     stored, work = tmp_path / "server", tmp_path / "work"
     stored.mkdir()

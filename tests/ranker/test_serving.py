@@ -226,7 +226,7 @@ def test_request_with_many_candidates_is_answered(served: ServedRanker) -> None:
     assert len(answer["probabilities"]["conversion"]) == 500
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_commands_of_the_readme_score_export_and_serve(arms: TrainedArms, tmp_path: Path) -> None:
     """Run `ranker.score`, `ranker.export` and `mlflow models serve` as in the README and docs/serving.md."""
     store = f"sqlite:///{tmp_path}/mlflow.db"
@@ -318,7 +318,7 @@ def test_a_model_that_version_0_2_0_exported_is_served(versions: dict[str, Path]
         _check_answers(server)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_benchmark_of_a_served_ranker_completes(versions: dict[str, Path], tmp_path: Path) -> None:
     model = versions["side"].parents[2]
     ranking.main(["--model", str(model), "--requests", "3", "--clients", "2", "--seconds", "1", "--out", str(tmp_path)])

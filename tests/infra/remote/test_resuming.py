@@ -17,7 +17,7 @@ from tests.object_store import SECRET, Bucket
 WORK = {"steps": 60, "seconds": 0.1, "checkpoint_every": 7}
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_another_machine_resumes_from_the_last_checkpoint_in_the_store(
     bucket: Bucket, tmp_path: Path, number: signal.Signals

@@ -47,7 +47,7 @@ def write_config(folder: Path) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_no_raw_id_is_in_any_output_from_prepare_to_export(tmp_path: Path) -> None:
     events = write_persons(tmp_path / "log", days=8, items=90, users=30, a_day=72)
     write_config(tmp_path)

@@ -13,7 +13,7 @@ from sidestack.pipelines.retrain.ledger import Cycle, Ledger
 from tests.pipelines.own_log import FIRST, OwnLog
 from tests.pipelines.retrain.nights import config_in, retraining
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 
 def day(n: int) -> date:

@@ -20,7 +20,7 @@ from sidestack.pipelines.retrain.ledger import Ledger
 from tests.components.golden import ROOT
 from tests.pipelines.retrain.nights import config_in
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 NIGHTS = 2
 LIMIT_S = 300
 

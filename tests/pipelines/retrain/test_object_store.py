@@ -13,7 +13,7 @@ from tests.object_store import Bucket
 from tests.pipelines.retrain.nights import config_in, run_nights
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_each_night_continues_on_another_machine(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
