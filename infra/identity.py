@@ -1,7 +1,7 @@
 """The identity of files that others wrote, without reading them whole: name, size and Parquet footer.
 
 A footer holds the sizes and statistics of every column of every row group, so changed rows nearly always change it. A
-full SHA-256 is an option where that is not enough. A ledger holds each file's identity with its size and modification
+full SHA-256 is an option where that is not enough. A cache holds each file's identity with its size and modification
 time, so that an unchanged file is not opened again.
 """
 

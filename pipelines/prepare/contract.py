@@ -14,8 +14,8 @@ from sidestack.infra.remote.fields import LocalPath
 from sidestack.infra.stage import StageRun
 from sidestack.infra.tables import DatasetSpec, Entity
 
-LEDGER = "sources.json"
-"""The ledger of source files (`infra.identity`), in the cache directory."""
+IDENTITY_CACHE = "sources.json"
+"""The identities of source files (`infra.identity`), in the cache directory."""
 STORE = "store"
 """The folder of the store, next to the stage's output."""
 
@@ -62,12 +62,12 @@ class Prepare(Config):
     as_of: Day | None = None
     """The snapshot contains only what happened before this date; by default the whole log."""
     cache_dir: LocalPath = Path(".cache")
-    """Cache between runs: text embeddings by the digest of texts and model, and the ledger of source files."""
+    """Cache between runs: text embeddings by the digest of texts and model, and the identities of source files."""
 
     @property
-    def ledger(self) -> Path:
-        """The ledger of source files."""
-        return self.cache_dir / LEDGER
+    def identity_cache(self) -> Path:
+        """The file with the identities of source files."""
+        return self.cache_dir / IDENTITY_CACHE
 
 
 class SourceConfig(Config):

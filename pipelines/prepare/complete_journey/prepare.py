@@ -109,7 +109,7 @@ class CompleteJourney(SourceConfig):
 
 
 def _files_identity(files: RawFiles, prepare: Prepare) -> str:
-    found = IdentityCache(prepare.ledger).identities(files.paths)
+    found = IdentityCache(prepare.identity_cache).identities(files.paths)
     return digest({path.name: identity for path, identity in found.items()})
 
 

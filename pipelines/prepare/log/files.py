@@ -29,7 +29,7 @@ class RawFiles:
     identity: Mapping[Path, str]
 
 
-def raw_files(config: LogConfig, ledger: Path) -> RawFiles:
+def raw_files(config: LogConfig, identity_cache: Path) -> RawFiles:
     """Find and identify all files.
 
     Raises:
@@ -41,7 +41,9 @@ def raw_files(config: LogConfig, ledger: Path) -> RawFiles:
         tables[name] = list(_found(name, paths, faults))
     if faults:
         raise DataError("\n".join(faults))
-    identity = IdentityCache(ledger).identities([file for files in tables.values() for file in files], config.identify)
+    identity = IdentityCache(identity_cache).identities(
+        [file for files in tables.values() for file in files], config.identify
+    )
     for name, files in tables.items():
         faults += _copies(name, files, identity)
     if faults:

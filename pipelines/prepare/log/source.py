@@ -69,7 +69,7 @@ class Log(LogConfig):
 
     def data_identity(self, prepare: Prepare) -> str:
         """Return a digest of the raw files of each table, and of the masking key if there is one."""
-        raw, masking = raw_files(self, prepare.ledger), masking_of(self.privacy)
+        raw, masking = raw_files(self, prepare.identity_cache), masking_of(self.privacy)
         key: dict[str, Any] = {} if masking is None else {"key": masking.key_id}
         return digest(key | {name: sorted(raw.identity[file] for file in files) for name, files in raw.tables.items()})
 
@@ -80,7 +80,7 @@ class Log(LogConfig):
 
 def _read_log(run: StageRun[Prepare], config: LogConfig, store: Store) -> LogContent:
     config.require_filesystem(store.path)
-    files = raw_files(config, run.config.ledger)
+    files = raw_files(config, run.config.identity_cache)
     masking = masking_of(config.privacy)
     require_one_key(store, masking, config.privacy.mask_items)
     retention = Retention(store, config.privacy.retention_days, run.config.as_of)

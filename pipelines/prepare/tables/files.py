@@ -38,7 +38,7 @@ class LogFiles:
         return [[path.name, self.identity[path]] for path in files]
 
 
-def log_files(config: TablesConfig, as_of: date | None, ledger: Path) -> LogFiles:
+def log_files(config: TablesConfig, as_of: date | None, identity_cache: Path) -> LogFiles:
     """Find and identify the files of a folder that were known before `as_of`.
 
     Raises:
@@ -55,7 +55,7 @@ def log_files(config: TablesConfig, as_of: date | None, ledger: Path) -> LogFile
     for day in sorted(labels.keys() - events.keys()):
         raise DataError(f"{config.path}/labels/date={day}: there are no events of this date")
     found = LogFiles(content, events, labels)
-    identity = IdentityCache(ledger).identities(found.all(), config.identify)
+    identity = IdentityCache(identity_cache).identities(found.all(), config.identify)
     return LogFiles(content, events, labels, identity)
 
 

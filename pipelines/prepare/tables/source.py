@@ -61,7 +61,7 @@ class Tables(TablesConfig):
         """
         world = run.world.committing  # one rank may read many footers
         with raise_on_all_ranks(world, f"reading {self.path}"):
-            files = log_files(self, run.config.as_of, run.config.ledger) if world.is_main else None
+            files = log_files(self, run.config.as_of, run.config.identity_cache) if world.is_main else None
         found = broadcast(world, files)
         assert found is not None
         with raise_on_all_ranks(world, f"opening {self.path}"):
@@ -70,7 +70,7 @@ class Tables(TablesConfig):
 
     def data_identity(self, prepare: Prepare) -> str:
         """Return a digest of the folder's files and of `dataset.json`."""
-        found = log_files(self, prepare.as_of, prepare.ledger)
+        found = log_files(self, prepare.as_of, prepare.identity_cache)
         names = {str(path.relative_to(self.path)): found.identity[path] for path in found.all()}
         return digest({"files": names, "spec": read_json(self.path / SPEC_FILE)})
 

@@ -64,7 +64,7 @@ class ClickFile(SourceConfig):
 
     def data_identity(self, prepare: Prepare) -> str:
         """Return what identifies the file: its size and its Parquet footer."""
-        return IdentityCache(prepare.ledger).identities([self.path])[self.path]
+        return IdentityCache(prepare.identity_cache).identities([self.path])[self.path]
 
 
 def read_clicks(path: Path, as_of: date | None) -> pa.Table:
