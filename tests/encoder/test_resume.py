@@ -280,7 +280,7 @@ def killed_after_a_checkpoint(folder: Path, epochs: int) -> tuple[Path, Path, Pa
     return dataset, config, out
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_command_line_resumes_after_a_kill(tmp_path: Path) -> None:
     dataset, config, out = killed_after_a_checkpoint(tmp_path, epochs=60)
     for place in (out, tmp_path / "whole"):

@@ -213,7 +213,7 @@ def post(server: ScoringServer, items: Any) -> tuple[int, Any]:
     return server.post(json.dumps({"inputs": items}).encode())
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_stage_registers_a_model_that_mlflow_serves_by_its_alias(
     encoder: Path, materialized: Path, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ def names_beside(out: Path) -> list[str]:
     return sorted(path.name for path in out.parent.iterdir() if path.suffix != ".log")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.whole)])
 def test_signal_to_the_job_stops_all_ranks_at_the_same_step(tmp_path: Path, number: signal.Signals) -> None:
     out, log = tmp_path / "out", tmp_path / "job.log"
     work = {"steps": 100, "seconds": 0.05, "checkpoint_every": 7}

@@ -127,6 +127,7 @@ def test_stage_that_takes_too_long_is_cancelled(first: "subprocess.CompletedProc
         again(base, "ranker.sleep_s=600", "run.timeout_minutes=0.2")
 
 
+@pytest.mark.whole
 def test_sigterm_cancels_the_stage_and_leaves_nothing_running(
     first: "subprocess.CompletedProcess[str]", base: Path
 ) -> None:
@@ -202,6 +203,7 @@ def test_two_drivers_do_not_share_a_run(first: "subprocess.CompletedProcess[str]
         again(base)
 
 
+@pytest.mark.whole
 def test_unreachable_tracking_store_does_not_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,6 +133,7 @@ def test_status_and_dry_run_write_nothing(passed: Path, capsys: pytest.CaptureFi
     assert sorted(path for path in passed.rglob("*")) == before
 
 
+@pytest.mark.whole
 def test_rollback_moves_ledger_and_alias_and_the_next_night_starts_from_there(copied: Path) -> None:
     config = config_in(copied)
     with retraining(config) as one:
@@ -148,6 +149,7 @@ def test_rollback_moves_ledger_and_alias_and_the_next_night_starts_from_there(co
         roll_back(one, 9)
 
 
+@pytest.mark.whole
 def test_missing_champion_is_reported_with_the_rollback_command(copied: Path) -> None:
     config = config_in(copied)
     champion = ledger_of(config).champion
@@ -162,6 +164,7 @@ def test_missing_champion_is_reported_with_the_rollback_command(copied: Path) ->
     assert cycle.plan.champion == 2
 
 
+@pytest.mark.whole
 def test_rollback_abandons_a_cycle_whose_champion_was_damaged(copied: Path) -> None:
     config = config_in(copied)
     with retraining(config) as one:
@@ -179,6 +182,7 @@ def test_rollback_abandons_a_cycle_whose_champion_was_damaged(copied: Path) -> N
     assert cycle.plan.champion == 2 and cycle.plan.newest == plan.newest
 
 
+@pytest.mark.whole
 def test_manually_moved_alias_closes_a_gate_and_is_kept(copied: Path) -> None:
     config = config_in(copied)
     with retraining(config) as one:
@@ -194,6 +198,7 @@ def test_manually_moved_alias_closes_a_gate_and_is_kept(copied: Path) -> None:
         assert alias("champion") == "3"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("what", ["versions", "champion"])
 def test_store_is_updated_once_when_the_call_is_killed_before_recording_the_update(
     copied: Path, what: str, monkeypatch: pytest.MonkeyPatch
@@ -220,6 +225,7 @@ def test_store_is_updated_once_when_the_call_is_killed_before_recording_the_upda
         assert one.registry.published.champion == 4
 
 
+@pytest.mark.whole
 def test_unreachable_store_is_updated_later(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,6 +276,7 @@ def test_champion_is_measured_and_nothing_is_trained_when_the_policy_is_never(co
     assert not any(label.startswith("ranker") for label in cycle.outcome.stages)
 
 
+@pytest.mark.whole
 def test_a_reference_from_scratch_is_measured_on_request(copied: Path) -> None:
     config = config_in(copied, retrain={"reference": True})
     (cycle,) = run_nights(config, range(3, 4))
