@@ -22,7 +22,7 @@ from sidestack.ranker.warm_start import WarmStart, open_start
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedInputs:
     """The opened inputs of a stage.
 
     Attributes:
@@ -40,7 +40,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Prepared(Opened):
+class PreparedTraining(OpenedInputs):
     """The opened inputs, with what the model's construction needs.
 
     Attributes:
@@ -58,7 +58,7 @@ class Prepared(Opened):
         return self.fitting.features
 
 
-def open_inputs(run: StageRun[RankerConfig]) -> Opened:
+def open_inputs(run: StageRun[RankerConfig]) -> OpenedInputs:
     """Open the dataset and the earlier ranker, and return them with the arm's splits and decided configuration.
 
     Raises:
@@ -72,7 +72,7 @@ def open_inputs(run: StageRun[RankerConfig]) -> Opened:
         features = start.features(fitting.features)
         fitting, held_out = (replace(split, features=features) for split in (fitting, held_out))
     days = training_days(dataset, *(span.dates for span in fitting.spans))
-    return Opened(dataset, fitting, held_out, days, start, decide(run.config, days))
+    return OpenedInputs(dataset, fitting, held_out, days, start, decide(run.config, days))
 
 
 def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
@@ -92,7 +92,7 @@ def open_splits(dataset: Dataset, config: RankerConfig) -> tuple[Split, Split]:
     return fitting, held_out
 
 
-def prepare(run: StageRun[RankerConfig]) -> Prepared:
+def prepare_training(run: StageRun[RankerConfig]) -> PreparedTraining:
     """Open and verify the inputs, admit ids, and read what the model needs; every rank must call.
 
     Raises:
@@ -114,4 +114,4 @@ def prepare(run: StageRun[RankerConfig]) -> Prepared:
         traffic = expected_traffic(dataset, fitting.dates, opened.config.training)
     if start is None:
         constants = replace(constants, dense_2F=dense_moments(fitting, world))
-    return Prepared(dataset, fitting, held_out, opened.days, start, opened.config, constants, traffic, turnover)
+    return PreparedTraining(dataset, fitting, held_out, opened.days, start, opened.config, constants, traffic, turnover)

@@ -15,13 +15,13 @@ from sidestack.ranker.fit import Fitted
 from sidestack.ranker.id_tables import describe_tables
 from sidestack.ranker.metric_registry import all_metrics, compared_metrics
 from sidestack.ranker.metrics import named_metrics, prediction_metrics
-from sidestack.ranker.preparation import Prepared
+from sidestack.ranker.preparation import PreparedTraining
 from sidestack.ranker.reader import Split
 from sidestack.ranker.sharding import ShardedRanker, plan_facts, real_bytes, table_bytes
 
 
 def write_summary(
-    run: StageRun[RankerConfig], prepared: Prepared, fitted: Fitted, held_out_rows: int, flops: float
+    run: StageRun[RankerConfig], prepared: PreparedTraining, fitted: Fitted, held_out_rows: int, flops: float
 ) -> None:
     """Measure the predictions in the stage's output, and write and log its summary; every rank must call.
 
@@ -58,7 +58,7 @@ def write_summary(
     run.log.info(_closing_line(config, measured, summary["samples_per_second"]))
 
 
-def _training(run: StageRun[RankerConfig], prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
+def _training(run: StageRun[RankerConfig], prepared: PreparedTraining, fitted: Fitted) -> dict[str, Any]:
     """Return how the arm was trained: steps and speed, budget, dates, labels, admitted ids, and its warm start."""
     trained, fitting, held_out, start = fitted.trainer.summary(), prepared.fitting, prepared.held_out, prepared.start
     validation = None if fitted.validation is None else asdict(fitted.validation)

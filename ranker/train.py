@@ -22,7 +22,7 @@ from sidestack.ranker.config import AdmissionConfig, RankerConfig
 from sidestack.ranker.fit import fit, open_readers, start_model
 from sidestack.ranker.predict import predict
 from sidestack.ranker.predictions import FOLDER as PREDICTIONS
-from sidestack.ranker.preparation import Prepared, prepare
+from sidestack.ranker.preparation import PreparedTraining, prepare_training
 from sidestack.ranker.saved_batch import saved_if_not_finite
 from sidestack.ranker.summary import write_summary
 
@@ -38,7 +38,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     world = run.world
     if run.config.training.precision == "tf32":
         use_tf32(world.device, run.log)
-    prepared = prepare(run)
+    prepared = prepare_training(run)
     features, config, spec = prepared.features, prepared.config, prepared.dataset.spec
     _log_decisions(run, prepared)
     # All before the training, so that an error in one is raised early.
@@ -58,7 +58,7 @@ def train(run: StageRun[RankerConfig]) -> None:
     barrier(world)
 
 
-def _log_decisions(run: StageRun[RankerConfig], prepared: Prepared) -> None:
+def _log_decisions(run: StageRun[RankerConfig], prepared: PreparedTraining) -> None:
     """Log what rules decided, which ids got rows, and which settings have no effect."""
     config, features = prepared.config, prepared.features
     if prepared.start is not None:
