@@ -53,7 +53,7 @@ def check(config_file: Path, overrides: list[str]) -> None:
             f"{config_file}: prepare.source.kind: only a raw log (kind: log) is checked, not {source.kind}"
         )
     fetch_source(source)
-    files = raw_files(source, config.prepare.ledger)
+    files = raw_files(source, config.prepare.identity_cache)
     with TemporaryDirectory() as scratch, database(Path(scratch)) as connection:
         found = faults(source, files, connection)
         if found:
