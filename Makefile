@@ -74,9 +74,9 @@ test: install ## every test except those of test-whole, test-long, test-slurm an
 	@$(BIN)/python -m pytest -m 'not chaos and not slurm and not whole and not long' -n $(WORKERS) --dist worksteal
 
 test-whole: install ## whole pipelines, nights and drivers as users run them, and three kills of each; CI runs these, too
-	@$(BIN)/python -m pytest -m 'whole and not chaos' -n $(WORKERS) --dist worksteal
+	@$(BIN)/python -m pytest -m 'whole and not chaos' -n $(WORKERS) --dist loadfile
 
-test-long: install ## benchmarks, the sweep and the papers' tables, each whole on a small log
+test-long: install ## benchmarks, tuning, the sweep and the papers' tables, each whole on a small log
 	@$(BIN)/python -m pytest -m long -n $(WORKERS) --dist worksteal
 
 test-slurm: install ## the driver's tests on a Slurm of two nodes that they start (root; Debian's slurm-wlm and munge)

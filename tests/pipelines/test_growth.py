@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sidestack.benchmarks.forked_launcher import ForkedLauncher
 from sidestack.infra.config import plain
 from sidestack.infra.partitions import LISTS, date_slice
 from sidestack.infra.snapshot import Dataset, read_dataset
@@ -33,12 +34,13 @@ CONFIG: dict[str, Any] = {
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("sidestack.pipelines.run.launcher_of", lambda run: ForkedLauncher())
     monkeypatch.chdir(ROOT)
     yield tmp_path
 
 
 def materialized(base: Path, log: OwnLog, *overrides: str) -> Dataset:
-    """Run prepare, encoder and materialize, and open the resulting dataset."""
+    """Run prepare, encoder and materialize, each forked and through its own main program; open the dataset."""
     prepare = {"source": {"kind": "tables", "path": str(log.path), "test_days": 1}, "cache_dir": str(base / "cache")}
     values = {**CONFIG, "prepare": prepare, "run": {**CONFIG["run"], "runs_dir": str(base / "runs")}}
     (base / "run.yaml").write_text(yaml.safe_dump(values))

@@ -318,7 +318,7 @@ def test_a_model_that_version_0_2_0_exported_is_served(versions: dict[str, Path]
         _check_answers(server)
 
 
-@pytest.mark.whole
+@pytest.mark.long
 def test_benchmark_of_a_served_ranker_completes(versions: dict[str, Path], tmp_path: Path) -> None:
     model = versions["side"].parents[2]
     ranking.main(["--model", str(model), "--requests", "3", "--clients", "2", "--seconds", "1", "--out", str(tmp_path)])

@@ -180,7 +180,7 @@ def test_pipeline_is_run_with_the_tuned_file_on_request(
     assert ("compared" in capsys.readouterr().out) == bool(words)
 
 
-@pytest.mark.whole
+@pytest.mark.long
 def test_whole_tuning_of_a_small_log(tmp_path: Path) -> None:
     launch = {stage: {"ranks": 1} for stage in ("prepare", "encoder", "materialize", "ranker")}
     run = {"name": "small", "runs_dir": f"{tmp_path}/runs", "launch": launch, "arms": ["side"], "jobs": 2}
