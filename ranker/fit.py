@@ -10,7 +10,7 @@ from sidestack.infra.distributed import World, raise_on_all_ranks
 from sidestack.infra.lanes import LaneReader
 from sidestack.infra.stage import StageRun
 from sidestack.ranker.budget import DecidedConfig, DecidedTraining, with_epochs, without_window
-from sidestack.ranker.config import Dates, RankerConfig
+from sidestack.ranker.config import Dates, RankerConfig, iso_dates
 from sidestack.ranker.constants import ModelConstants
 from sidestack.ranker.features import ArmFeatures
 from sidestack.ranker.newest import NewestEntries
@@ -145,7 +145,7 @@ def search_epochs(
 ) -> Validation:
     """Train without the validation window, and return and log its results; see `ranker.validation`."""
     trainer = Trainer(model, rows.before, config.training, run, "search")
-    search = EpochSearch(trainer, rows.window, [day.isoformat() for day in rows.dates])
+    search = EpochSearch(trainer, rows.window, iso_dates(rows.dates))
     if checkpoint is not None:
         search.resume(checkpoint)
     progress = run.log.progress(trainer.num_steps * config.training.batch_size, f"search {config.arm}")

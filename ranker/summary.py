@@ -9,7 +9,7 @@ import numpy as np
 from sidestack.infra.distributed import gather
 from sidestack.infra.stage import StageRun
 from sidestack.ranker.budget import describe_decisions
-from sidestack.ranker.config import Dates, RankerConfig
+from sidestack.ranker.config import RankerConfig, iso_dates
 from sidestack.ranker.cost import column_cost, embedding_bytes, peak_memory_bytes
 from sidestack.ranker.fit import Fitted
 from sidestack.ranker.id_tables import describe_tables
@@ -66,7 +66,7 @@ def _training(run: StageRun[RankerConfig], prepared: PreparedTraining, fitted: F
     return {
         **trained,
         "budget": {**decisions, "validation": validation},
-        "dates": {"train": _iso(fitting.dates), "held_out": _iso(held_out.dates)},
+        "dates": {"train": iso_dates(fitting.dates), "held_out": iso_dates(held_out.dates)},
         "labels": {name: _by_task(split) for name, split in (("train", fitting), ("held_out", held_out))},
         "admission": {column: turnover._asdict() for column, turnover in prepared.turnover.items()},
         "starts_from": None if start is None else {"path": str(run.inputs["start"]), "sids_anew": start.sids_anew},
@@ -90,11 +90,7 @@ def _cost(sharded: ShardedRanker, split: Split, config: RankerConfig) -> dict[st
 
 
 def _by_task(split: Split) -> dict[str, list[str]] | None:
-    return None if split.labels is None else {task: _iso(dates) for task, dates in split.labels.items()}
-
-
-def _iso(dates: Dates) -> list[str]:
-    return [day.isoformat() for day in dates]
+    return None if split.labels is None else {task: iso_dates(dates) for task, dates in split.labels.items()}
 
 
 def _closing_line(config: RankerConfig, measured: dict[str, dict[str, Any]], samples_per_second: float) -> str:

@@ -26,7 +26,7 @@ from sidestack.ranker.baseline.boosting import TaskModel, fit_task
 from sidestack.ranker.baseline.columns import Floats, judged_labels
 from sidestack.ranker.baseline.config import ARM, BaselineConfig
 from sidestack.ranker.baseline.features import Block, RowFeatures, columns_read
-from sidestack.ranker.config import Dates
+from sidestack.ranker.config import Dates, iso_dates
 from sidestack.ranker.cost import peak_memory_bytes
 from sidestack.ranker.features import weighted_tasks
 from sidestack.ranker.metric_registry import all_metrics, compared_metrics
@@ -74,7 +74,7 @@ def run_baseline(run: StageRun[BaselineConfig]) -> None:
     _log_models(run, models)
     predict(features.read(held_out), tasks, models, rows.names, run.out / PREDICTIONS)
     facts = {
-        "dates": {"train": _iso(dates), "held_out": _iso(held_out)},
+        "dates": {"train": iso_dates(dates), "held_out": iso_dates(held_out)},
         "held_out_rows": num_rows[held_out],
         "samples_per_second": num_rows[dates] / train_seconds,
         "train_seconds": train_seconds,
@@ -176,7 +176,3 @@ def predict(
             start += table.num_rows
             p_TN = [models[task].predict(x_NF) for task in tasks]
             writer.write(prediction_rows(Rows(table), rows_N, p_TN, tasks))
-
-
-def _iso(dates: Dates) -> list[str]:
-    return [day.isoformat() for day in dates]

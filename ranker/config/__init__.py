@@ -13,7 +13,7 @@ from sidestack.infra.code import foreign_code
 from sidestack.infra.config import Config, parse
 from sidestack.infra.errors import ConfigError
 from sidestack.ranker.config.arms import OVERLAY_KEYS, ArmConfig, ArmName
-from sidestack.ranker.config.holdout import Dates, HoldoutConfig, without_newest
+from sidestack.ranker.config.holdout import Dates, HoldoutConfig, iso_dates, without_newest
 from sidestack.ranker.config.model import AdmissionConfig, HistoryConfig, ModelConfig
 from sidestack.ranker.config.training import Children, ShardingConfig, TrainingConfig
 from sidestack.ranker.contents import content_kinds
@@ -31,6 +31,7 @@ __all__ = [
     "SearchBudget",
     "ShardingConfig",
     "TrainingConfig",
+    "iso_dates",
     "without_newest",
 ]
 

@@ -13,6 +13,11 @@ from sidestack.infra.tables import DatasetSpec
 Dates = tuple[Day, Day]
 
 
+def iso_dates(dates: Dates) -> list[str]:
+    """Return the first and last date as text, for a summary."""
+    return [day.isoformat() for day in dates]
+
+
 def without_newest(dates: Dates, days: int, setting: str) -> tuple[Dates, Dates]:
     """Return the dates without the newest `days` calendar days, and those days.
 
