@@ -1,7 +1,7 @@
 """Throughput of a training: the time of its steps, without the first ones and without checkpoints."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 UNTIMED_STEPS = 10
@@ -25,7 +25,7 @@ class Throughput:
     checkpoint_seconds: float = 0.0
     _untimed: int = 0
     _since: float = 0.0
-    _waited_since: float = field(default=0.0, repr=False)
+    _waited_since: float = 0.0
 
     def start(self, steps_left: int, waited: float) -> None:
         """Begin a start of the training; at least its last step is timed.

@@ -97,10 +97,12 @@ class Trainer:
             if self.training.restart_tables and epoch and not begin:
                 self.restart_tables()
             for _, output in self.runner.run(self.reader, epoch, begin, end):
-                self._after_step(output)
                 advance(self.training.batch_size)
+                self._after_step(output)
                 if self.step % self.reader.num_batches:
                     self._save_if_due()
+                self.profile.step()
+                self.throughput.skip(self.runner.waited)  # a profile's last step writes the trace
             if end == self.reader.num_batches:
                 ends = is_enough()
                 self.throughput.skip(self.runner.waited)
@@ -131,7 +133,6 @@ class Trainer:
         if is_point((self.step - 1) % self.curve_end + 1, self.point_every, self.curve_end):
             self.log.metrics(self.step, self.window.take())
         self.throughput.add_step(self.runner.waited)
-        self.profile.step()
 
     def _finish(self) -> None:
         self.profile.close()
