@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Before torch is imported: pytest's workers share the cores, and threads of several trainings on one core wait for each
 # other at every barrier, which took three times the CPU seconds. Processes that tests start inherit it.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Tests run in parallel on shared cores, so the duration of one example says nothing about the code: no deadline. The
 # examples are the same in each run, so that a failure reproduces. The profile "deep" draws new ones.

@@ -112,7 +112,6 @@ def _on_rank(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True",
     )  # fmt: skip
-    torch.set_num_threads(1)
     try:
         with process_group(Timeouts(collective_s=timeout_s, commit_s=commit_timeout_s)) as world:
             assert isinstance(world, World) and world.backend == backend

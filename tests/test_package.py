@@ -27,9 +27,7 @@ LOG = {"kind": "synthetic", "num_items": 100, "num_users": 50, "events_per_day":
 def run(command: list[str], folder: Path) -> str:
     """Run a command without the checkout on its path and return its standard output."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    ended = subprocess.run(
-        command, cwd=folder, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     return ended.stdout
 

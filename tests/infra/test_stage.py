@@ -35,9 +35,7 @@ def launch(tmp_path: Path, before: Path, *arguments: str, ranks: int = 2) -> sub
         "-m", "tests.infra.tiny_stage", "--config", str(config), "--out", str(tmp_path / "out"),
         "--input", f"before={before}", "--input", f"arm.none={before}", *arguments,
     ]  # fmt: skip
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
 
 def test_stage_on_two_ranks_commits_parts_config_log_and_inputs(tmp_path: Path, before: Path) -> None:
@@ -68,7 +66,7 @@ def test_ranks_connect_on_a_machine_whose_name_does_not_resolve(tmp_path: Path) 
     torchrun = command[1 : command.index("--tee")]
     ended = subprocess.run(
         [*RENAMED, sys.executable, *torchrun[1:], "-m", "tests.infra.tiny_stage", *options],
-        capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert "rank 0: error: config" in ended.stderr and "rank 1: error: config" in ended.stderr
 

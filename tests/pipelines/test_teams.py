@@ -160,7 +160,7 @@ def folder(tmp_path: Path, services: Services, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_two_concurrent_pipelines_are_recorded_with_their_artifacts_in_s3(tmp_path: Path, services: Services) -> None:
-    environment = {**os.environ, URI_VARIABLE: services.server.uri, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, URI_VARIABLE: services.server.uri, "PYTHONPATH": str(ROOT)}
     processes = []
     for name in ("one", "two"):
         file = tmp_path / f"{name}.yaml"

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import pytest
-import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -83,7 +82,6 @@ def plant(name: str, happened: Path) -> None:
 
 def train_with_fault(name: str, rank: int, happened: Path, arguments: Sequence[str]) -> None:
     """Run the stage's main program on this rank; the fault is on rank `rank`."""
-    torch.set_num_threads(1)
     if os.environ["RANK"] == str(rank):
         plant(name, happened)
     sys.argv = ["train", *arguments]

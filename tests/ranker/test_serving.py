@@ -230,7 +230,7 @@ def test_request_with_many_candidates_is_answered(served: ServedRanker) -> None:
 def test_commands_of_the_readme_score_export_and_serve(arms: TrainedArms, tmp_path: Path) -> None:
     """Run `ranker.score`, `ranker.export` and `mlflow models serve` as in the README and docs/serving.md."""
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), URI_VARIABLE: store}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), URI_VARIABLE: store}
 
     def run(module: str, *words: str) -> str:
         inputs = ["--model", str(arms.rankers["side"]), "--dataset", str(arms.dataset)]

@@ -23,7 +23,7 @@ def run(folder: Path, module: str, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", module, *words],
         env={
-            **os.environ, ENV: KEY, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+            **os.environ, ENV: KEY, "PYTHONPATH": str(ROOT),
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         },
         cwd=folder, capture_output=True, text=True, timeout=RUN_S, check=False,
